@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from worker.cli.examples import add_examples
 from worker.errors import unexpected
 from worker.lazy import lazy_imports
 from worker.private_files import keep_files_private
@@ -56,7 +57,18 @@ class Commands(click.Group):
         module = import_module(f"worker.cli.{MODULES[cmd_name]}")
         # Not isinstance, which would load the lazy modules.
         commands: list[click.Command] = [c for c in vars(module).values() if issubclass(type(c), click.Command)]
-        return next(command for command in commands if command.name == cmd_name)
+        found = next(command for command in commands if command.name == cmd_name)
+        add_examples(found, cmd_name)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `args` name; suggest similar names if there is none."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=MODULES, ctx=ctx) from None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse arguments that no database and no terminal could take."""

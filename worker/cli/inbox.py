@@ -8,7 +8,7 @@ import click
 from models.enums import EventStatus
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit
-from worker.cli.runs import print_replay, replayed, work_on_run
+from worker.cli.runs import note_interrupted, print_replay, replayed, work_on_run
 from worker.cli.shared import actor, known, logging_settings, migrated_engine, open_services, organization_id
 from worker.errors import OperatorError
 from worker.lazy import lazy_imports
@@ -161,4 +161,6 @@ def replay_command(
     with open_services(settings) as services:
         finished = work_on_run(services, None, run_id)
     print_replay(replayed(engine, run_id), as_json=as_json)
+    if not finished:
+        note_interrupted(run_id)
     sys.exit(0 if finished else 1)

@@ -11,7 +11,7 @@ import click
 
 from worker.cli import options, output
 from worker.cli.layout import shown
-from worker.cli.runs import print_run, work_on_run
+from worker.cli.runs import note_interrupted, print_run, work_on_run
 from worker.cli.shared import actor, known, logging_settings, migrated_engine, reaching_workos
 from worker.errors import OperatorError, UnknownIdError
 from worker.lazy import lazy_imports
@@ -21,7 +21,7 @@ with lazy_imports():
     from worker.mirror import erasure
     from worker.repair import catch_up, reads
     from worker.repair.resync import resync as resyncs
-    from worker.reports import listings, lookup
+    from worker.reports import listings, lookup, progress
     from worker.workos_api import client
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, reason:
         row = known(listings.run(engine, run_id), f"run {run_id} was deleted")
         print_run(engine, row, as_json=as_json)
     if not finished:
-        click.echo(f"workos-sync: run {run_id} was interrupted. A worker resumes it; so does this command", err=True)
+        note_interrupted(run_id)
     drifted = dry_run and row["findings"]
     sys.exit(1 if drifted or not finished or row["error"] or row["compared"] or row["withheld"] else 0)
 
@@ -90,7 +90,11 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     with reaching_workos(settings) as (services, workos):
         try:
-            report = catch_up.catch_up_by_hand(services.engine, workos, actor(reason), since, lag)
+            with progress.reading_events(since) as progressed:
+                report = catch_up.catch_up_by_hand(services.engine, workos, actor(reason), since, lag, progressed)
+        except KeyboardInterrupt:
+            rest = "the next scheduled catch-up reads the rest" if since is None else "for the rest, run it again"
+            raise OperatorError(f"interrupted. The events read so far are in the inbox; {rest}") from None
         finally:  # pages read before a failure are stored
             services.bell.ring()
     if as_json:

@@ -50,6 +50,14 @@ def work_on_run(services: bootstrap.Services, workos: client.WorkOSClient | None
         return repair.one(run_id) or all_runs.wait_for_run(engine, run_id, stop.wait)
 
 
+def note_interrupted(run_id: str) -> None:
+    """Print who continues a run that the command did not finish, and where to see it."""
+    output.note(
+        f"workos-sync: run {run_id} was interrupted. A worker continues it, and so does this command. "
+        f"To see how far it is: workos-sync runs show {run_id}"
+    )
+
+
 def replayed(engine: Engine, run_id: str) -> types.Record:
     """Return a replay's status, progress and outcomes so far; `remedy` if it skipped events without a payload."""
     row = listings.run(engine, run_id) or {}
