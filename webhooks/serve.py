@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -58,26 +59,32 @@ BPF_RETURN, SO_ATTACH_FILTER, SO_DETACH_FILTER = 0x06, 26, 27
 
 
 def listen(settings: Settings) -> list[socket.socket]:
-    """Return the listening sockets: those that systemd opened, or new ones on PORT, one for each web process.
+    """Return the listening sockets: those that systemd opened, or new ones on BIND and PORT, one for each web process.
 
     The kernel distributes connections over sockets evenly, but not over processes that share one. The supervisor keeps
     all of them open, so that connections to a process that died wait for the next one.
 
     Raises:
-        ConfigurationError: the port cannot be used, or LISTEN_FDS names a descriptor that is not a listening socket.
+        ConfigurationError: the address or port cannot be used, or LISTEN_FDS names a descriptor that is not a
+            listening socket.
     """
     if settings.listen_fds:
         sockets = [_systemd_socket(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
-            with socket.socket() as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
+            family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+            with socket.socket(family) as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
                 free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                free.bind(("0.0.0.0", settings.port))  # noqa: S104 - containers and proxies need it
+                free.bind((settings.bind, settings.port))
                 address = free.getsockname()
-            sockets = [_reuseport_socket(address) for _ in range(settings.web_processes)]
+            sockets = [_reuseport_socket(family, address) for _ in range(settings.web_processes)]
         except OSError as error:
-            reason = f"PORT {settings.port} cannot be used: {os.strerror(error.errno or 0)}; choose another port"
-            raise ConfigurationError(reason) from error
+            reason = os.strerror(error.errno or 0)
+            if error.errno == errno.EADDRNOTAVAIL:
+                problem = f"BIND {settings.bind} cannot be used: {reason}; choose an address of this machine"
+            else:
+                problem = f"PORT {settings.port} cannot be used: {reason}; choose another port"
+            raise ConfigurationError(problem) from error
     for opened in sockets:
         # Connections inherit these. Without the last two, clients that vanish or never read would keep theirs forever.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,8 +104,8 @@ def _systemd_socket(descriptor: int) -> socket.socket:
     raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
 
 
-def _reuseport_socket(address: tuple[str, int]) -> socket.socket:
-    return socket.create_server(address, backlog=BACKLOG, reuse_port=True)
+def _reuseport_socket(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
+    return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True)
 
 
 def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from models.database import open_engine, what_is_wrong
-from models.revisions import why_unusable
+from models.database import open_engine
 from models.tables import AutoJoinMode
-from worker.errors import ConfigurationError
+from worker.database import open_database
 from worker.inbox.drain import DrainLimits
 from worker.metrics import Counters
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS, Doorbell, TailBell
@@ -65,11 +63,6 @@ class Services:
         self.report_redis.close()
         self.engine.dispose()
         self.inbox_engine.dispose()
-
-
-def open_database(settings: Settings, pool_size: int = 5) -> Engine:
-    """Return an engine on the database and schema in the settings, with up to `pool_size` connections."""
-    return open_engine(settings.database_url, schema=settings.database_schema, pool_size=pool_size)
 
 
 def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False) -> Services:
@@ -131,17 +124,6 @@ def endpoint_redis(url: str) -> Redis:
 def report_redis(url: str) -> Redis:
     """Return a client for reports. Its time-outs are short, because a report must not hang."""
     return open_redis(url, socket_timeout=REPORT_REDIS_SECONDS, socket_connect_timeout=REPORT_REDIS_SECONDS)
-
-
-def require_migrated(engine: Engine) -> None:
-    """Raise `ConfigurationError` if this code cannot run on the database, or the database cannot be reached."""
-    try:
-        problem = why_unusable(engine)
-    except DBAPIError as error:
-        saw, remedy = what_is_wrong(error)
-        raise ConfigurationError(f"DATABASE_URL: {saw}; {remedy}") from error
-    if problem is not None:
-        raise ConfigurationError(problem)
 
 
 def require_redis_version(url: str) -> None:

@@ -24,6 +24,10 @@ class ConfigurationError(WorkosSyncError):
     exit_code = 2
 
 
+class AmbiguousNameError(ConfigurationError):
+    """A name belongs to several objects. The message lists their ids."""
+
+
 class OperatorError(WorkosSyncError):
     """What an operator requested cannot be done. The message names the object and the reason."""
 

@@ -3,7 +3,8 @@
 Each kind of mirrored object has its table in its own module of `worker.kinds`.
 """
 
-from models.tables.audit import Action, Audit, OperatorSession, Via
+from models.enums import Action, EventStatus, JoinState, RunStatus, Task, Via
+from models.tables.audit import Audit, OperatorSession
 from models.tables.auto_join import (
     JOIN,
     WORKSPACE_SETTINGS,
@@ -11,7 +12,6 @@ from models.tables.auto_join import (
     AutoJoinState,
     Join,
     JoinSearch,
-    JoinState,
     UnblockedInvitation,
     UnblockedMembership,
     WorkspaceSettings,
@@ -19,7 +19,7 @@ from models.tables.auto_join import (
 from models.tables.base import Base, equality_index, index_where
 from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
-from models.tables.inbox import Batch, Event, EventSource, EventStatus, FailedAttempt
+from models.tables.inbox import Batch, Event, EventSource, FailedAttempt
 from models.tables.mirror import (
     ROLE_MAP,
     AutoJoinMode,
@@ -42,9 +42,7 @@ from models.tables.runs import (
     Read,
     Refresh,
     Run,
-    RunStatus,
     Seen,
-    Task,
     Tick,
 )
 from models.tables.sessions import SESSIONS_REVOKED, Revocation, RevocationState, Total

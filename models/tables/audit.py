@@ -1,52 +1,13 @@
 """The audit of operators' actions, and operators' sessions on the pages."""
 
 from datetime import datetime
-from enum import StrEnum
 
 from sqlalchemy import BigInteger, Index, Integer
 from sqlalchemy.orm import Mapped, mapped_column
 
+from models.enums import Action, Via
 from models.tables.base import Base
 from models.types import JsonObject, db_now
-
-
-class Via(StrEnum):
-    """How an action was requested. The API requests none."""
-
-    CLI = "cli"
-    PAGE = "page"
-    SETTINGS = "settings"
-    CLOCK = "clock"
-
-
-class Action(StrEnum):
-    """What was done."""
-
-    SIGN_IN = "sign_in"
-    SIGN_OUT = "sign_out"
-    RESYNC = "resync"
-    APPROVE_DELETIONS = "approve_deletions"
-    CATCH_UP = "catch_up"
-    REPLAY = "replay"
-    CANCEL_REPLAY = "cancel_replay"
-    DISMISS_EVENT = "dismiss_event"
-    RETRY_DELIVERIES = "retry_deliveries"
-    DISMISS_DELIVERIES = "dismiss_deliveries"
-    SET_AUTO_JOIN = "set_auto_join"
-    """A workspace's switch or role."""
-    BLOCK = "block"
-    UNBLOCK = "unblock"
-    CHANGE_AUTO_JOIN_MODE = "change_auto_join_mode"
-    """`AUTO_JOIN` or `AUTO_JOIN_EXISTING`."""
-    CHANGE_ROLE_MAP = "change_role_map"
-    APPROVE_ROLE_MAP = "approve_role_map"
-    CHANGE_REVOKE_SESSIONS = "change_revoke_sessions"
-    REVOKE_SESSIONS = "revoke_sessions"
-    """Sessions of a person who lost access were revoked."""
-    FORGET = "forget"
-    REVIEW = "review"
-    REGISTER = "register"
-    MIGRATE = "migrate"
 
 
 class Audit(Base):

@@ -6,6 +6,7 @@ from enum import StrEnum
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
+from models.enums import JoinState
 from models.tables.base import Base, index_where
 from models.tables.mirror import Cause
 from models.types import db_now
@@ -63,23 +64,6 @@ class WorkspaceSettings(Base):
     who: Mapped[str]
     why: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=db_now())
-
-
-class JoinState(StrEnum):
-    """The state of a join."""
-
-    PENDING = "pending"
-    UNDO = "undo"
-    """Creating the membership reactivated an inactive one, which must be deactivated again."""
-    JOINED = "joined"
-    DROPPED = "dropped"
-    """The person no longer qualified when the join was due. A new cause makes it pending again."""
-    FAILED = "failed"
-    """WorkOS refused the membership, or `ROLE_MAP` has no WorkOS role for it."""
-    BLOCKED = "blocked"
-    """The person was removed, deactivated, invited, or blocked by an operator, who can unblock them."""
-    UNDONE = "undone"
-    """As `BLOCKED`, after the reactivated membership was deactivated again."""
 
 
 class Join(Base):

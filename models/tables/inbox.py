@@ -6,6 +6,7 @@ from enum import StrEnum
 from sqlalchemy import BigInteger, Index, Integer, SmallInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
+from models.enums import EventStatus
 from models.outcomes import Outcome
 from models.tables.base import Base, index_where
 from models.types import db_now
@@ -16,16 +17,6 @@ class EventSource(StrEnum):
 
     WEBHOOK = "webhook"
     EVENTS_API = "events_api"
-
-
-class EventStatus(StrEnum):
-    """The state of an event in the inbox."""
-
-    PENDING = "pending"
-    DONE = "done"
-    FAILED = "failed"
-    DISMISSED = "dismissed"
-    """Failed, and an operator decided not to apply it."""
 
 
 class Event(Base):

@@ -6,6 +6,7 @@ from enum import StrEnum
 from sqlalchemy import Index, false
 from sqlalchemy.orm import Mapped, mapped_column
 
+from models.enums import RunStatus, Task
 from models.outcomes import Finding
 from models.tables.base import Base
 from models.types import JsonObject, db_now
@@ -48,24 +49,6 @@ class Refresh(Base):
     """Reads that were begun."""
     error: Mapped[str | None]
     """Why the last one failed. None while one is in progress."""
-
-
-class RunStatus(StrEnum):
-    """The state of a run."""
-
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class Task(StrEnum):
-    """What a run does."""
-
-    RESYNC = "resync"
-    CATCH_UP = "catch_up"
-    RETENTION = "retention"
-    REPLAY = "replay"
 
 
 class Phase(StrEnum):

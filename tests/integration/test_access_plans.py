@@ -1,6 +1,7 @@
 """Access checks stay fast as the mirror grows: each call is one query that reads each table by an index."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -87,7 +88,7 @@ def test_pages_of_events_find_their_rows_by_index(engine: Engine) -> None:
         *(Selection(organization_id="org_50"), Selection(object_id="user_9"), Selection(fingerprint="f0")),
         Selection(since=datetime.now(UTC) - timedelta(minutes=5)),
     ]
-    calls = [partial(events_page, engine, each, Place()) for each in selections]
+    calls: list[Callable[[], object]] = [partial(events_page, engine, each, Place()) for each in selections]
     calls += [partial(events_page, engine, Selection(), Place(after="event_past_9000")), partial(failures, engine)]
     for call in calls:
         for lines in plans(engine, call):

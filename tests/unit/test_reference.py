@@ -36,8 +36,8 @@ def shown(default: Any) -> str:
         default = ",".join(f"{name}={value}" for name, value in sorted(default.items()))
     if default in (None, (), ""):
         return "none"
-    text = str(default).lower() if isinstance(default, bool) else str(default)
-    return f"`{text.removesuffix('.0')}`"
+    text = str(default).lower() if isinstance(default, bool | float) else str(default)
+    return f"`{text.removesuffix('.0') if isinstance(default, float) else text}`"
 
 
 def test_settings() -> None:

@@ -1,13 +1,17 @@
-"""How a web process ends."""
+"""Where web processes listen, and how one ends."""
 
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
+from pydantic import ValidationError
 
 from webhooks import serve
 from webhooks.asgi import Gateway
+from worker.cli.announcement import announcement
+from worker.errors import ConfigurationError
+from worker.settings import Settings
 
 
 class Reports(Gateway):
@@ -50,3 +54,22 @@ def test_a_process_whose_server_fails_reports_it_and_exits_with_1(
     gateway = Reports()
     serve.serve(gateway, listening, lambda: ended.append("closed"))
     assert (ended, [str(error) for error in gateway.reported]) == (["closed", 1], ["no descriptors are left"])
+
+
+@pytest.mark.parametrize(("bind", "url"), [("127.0.0.1", "http://127.0.0.1"), ("::1", "http://[::1]")])
+def test_web_listens_on_bind_and_announces_where(bind: str, url: str) -> None:
+    given = {"bind": bind, "port": 0, "webhook_path_token": "token-of-16-chars", "ops_tokens": "ann:token-of-16-chars"}
+    settings = Settings.model_validate(given)
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(closing(each)) for each in serve.listen(settings)]
+        address, port = sockets[0].getsockname()[:2]
+        assert len(sockets) == 2 and address == bind
+        text = announcement("web", settings, sockets)
+    assert f"{url}:{port}/webhooks/workos/<WEBHOOK_PATH_TOKEN>\n" in text and f"Pages: {url}:{port}/ops/" in text
+    assert "set API_TOKENS" in text and "workos-sync doctor" in text and "token-of-16-chars" not in text
+
+
+@pytest.mark.parametrize("bind", ["192.0.2.1", "localhost"])
+def test_bind_must_be_an_address_of_this_machine(bind: str) -> None:
+    with pytest.raises((ConfigurationError, ValidationError), match=r"BIND 192\.0\.2\.1|IP address"):
+        serve.listen(Settings.model_validate({"bind": bind}))

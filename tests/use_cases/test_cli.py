@@ -62,6 +62,13 @@ def test_an_unknown_command_exits_2() -> None:
     assert "No such command 'nonsense'" in run("nonsense", exit_code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("mistyped", "meant"), [("evnts", "'events'"), ("events lst", "'list'"), ("resync --dryrun", "'--dry-run'")]
+)
+def test_suggestions_for_mistyped_commands_and_options(mistyped: str, meant: str) -> None:
+    assert f"Did you mean {meant}?" in run(*mistyped.split(), exit_code=2).stderr
+
+
 def test_invalid_settings_exit_2_and_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "high")
     monkeypatch.setenv("ROLE_MAP", "owner=king")
@@ -167,6 +174,18 @@ def test_members_lists_people_with_roles(story: JSON) -> None:
     ]
     table = on_terminal("members", ORG)
     assert "Acme Rockets" in table and "ada.hopper@acme.example" in table
+
+
+def test_workspaces_are_counted_and_found_by_domain(story: JSON, endpoint: FlaskClient, engine: Engine) -> None:
+    accept(
+        endpoint,
+        made("organization_domain.verified"),
+        made("invitation.created", expires_at="2099-01-01T00:00:00.000Z"),
+    )
+    apply_all(engine)
+    [acme] = report("workspaces", "--domain", "ACME.example.")
+    assert (acme["organization_id"], acme["members"], acme["invitations"]) == (ORG, 1, 1)
+    assert report("workspaces", "--domain", "other.example") == report("workspaces", "--domain", "nonsense") == []
 
 
 def test_members_of_an_unknown_workspace_exits_1() -> None:
@@ -281,6 +300,8 @@ def test_runs_list_and_show(engine: Engine) -> None:
     ]
     in_transaction(engine, lambda tx: tx.execute(insert(Drift), drifts))
     assert [row["id"] for row in report("runs", "list")] == [run_id]
+    for filters, found in (("--task resync --status queued --since 1h", 1), ("--task replay", 0), ("--status done", 0)):
+        assert len(report("runs", "list", *filters.split())) == found, filters
     assert run_id in run("runs", "list").stdout
     shown = run("runs", "show", run_id)
     assert "user_199" in shown.stdout and "user_200" not in shown.stdout and "250 missing" in shown.stdout

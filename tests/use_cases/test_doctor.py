@@ -20,7 +20,7 @@ from models.tables import Event, MirrorState, Run, Tick
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, fake_workers, made, serving
 from tests.support.catalog import drop_schema
-from tests.support.cli import run
+from tests.support.cli import report, run
 from tests.support.conditions import stop_webhooks
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
@@ -321,6 +321,23 @@ def test_register_rotate_adds_a_second_endpoint(sandbox: Sandbox) -> None:
     assert re.search("1.*WORKOS_WEBHOOK_SECRETS.*2.*delete.*3", output, re.DOTALL)
 
 
+def test_endpoints_are_listed_without_the_token_in_their_urls_and_deleted(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_PATH_TOKEN", "a-token-of-more-than-16-characters")
+    run("register", f"{URL}/a-token-of-more-than-16-characters")
+    old = sandbox.deliveries.add_endpoint("https://old.acme.example/hook", events=["user.created", "dsync.activated"])
+    ours, other = report("endpoints", "list")
+    assert (ours["url"], ours["here"], ours["event_types"]) == (f"{URL}/<WEBHOOK_PATH_TOKEN>", True, "as needed")
+    assert (other["id"], other["here"]) == (old.id, False)
+    assert "without user.deleted" in other["event_types"] and "with dsync.activated" in other["event_types"]
+    assert "--yes" in run("endpoints", "delete", old.id, "--reason", "rotated", exit_code=2).stderr
+    run("endpoints", "delete", old.id, "--yes", "--reason", "rotated")
+    assert list(sandbox.deliveries.endpoints) == [ours["id"]]
+    [row] = report("audit", "list", "--action", "delete_endpoint")
+    assert (row["object_id"], row["reason"], row["details"]) == (old.id, "rotated", {"host": "old.acme.example"})
+
+
 @pytest.mark.parametrize("url", ["http://sync.acme.example/webhooks/workos", "sync.acme.example", "ftp://acme.example"])
 def test_register_refuses_a_url_without_https(url: str, sandbox: Sandbox) -> None:
     assert "https" in run("register", url, exit_code=2).stderr
@@ -388,7 +405,7 @@ def test_a_404_of_workos_is_an_answer(healthy: Sandbox, answering: None) -> None
 def test_an_endpoint_beyond_the_pages_that_are_read_is_unknown(
     healthy: Sandbox, answering: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.reports.doctor.MAX_ENDPOINT_PAGES", 1)
+    monkeypatch.setattr("worker.webhook_endpoints.MAX_ENDPOINT_PAGES", 1)
     (registered,) = healthy.deliveries.endpoints.values()
     registered.url = "https://elsewhere.example/"
     for number in range(100):

@@ -29,7 +29,7 @@ from tests.support.processes import eventually
 from tests.support.stories import new_users
 from webhooks.app import create_app
 from worker.bootstrap import Services
-from worker.cli.serve import periodic_tasks
+from worker.cli.programs import periodic_tasks
 from worker.errors import HookError
 from worker.hooks.follow import Follower, follow
 from worker.hooks.threads import HookThreads

@@ -14,7 +14,12 @@ from worker.mirror import role_map
 from worker.reports.arrivals import Arrivals, Chart, Range
 from worker.reports.conditions import COLORS, CONDITIONS
 from worker.reports.verdict import judge
+from worker.send_test import send_test
 
+SAMPLE = "user.updated"
+"""The sample in the data of a test event."""
+TEST_SECONDS = 5.0
+"""How long the page waits until a test event is processed."""
 LABELS = 4
 """Times below the chart, apart from the one at its end."""
 PAGE_REMEDIES = {condition.name: condition.page_remedy for condition in CONDITIONS if condition.page_remedy}
@@ -53,6 +58,15 @@ def add(routes: Blueprint, services: Services) -> None:
             top=top,
             labels=[f"{chart.bars[len(chart.bars) * n // LABELS].at:{_time_format(over)}}" for n in range(LABELS)],
         )
+
+    @routes.post("/send-test")
+    def send_test_event() -> Response:
+        """Post a test event to the address at which this request arrived, and show what became of it."""
+        host = request.environ["SERVER_NAME"]
+        base = f"http://{f'[{host}]' if ':' in host else host}:{request.environ['SERVER_PORT']}"
+        sent = send_test(services.engine, services.settings, SAMPLE, base, wait_seconds=TEST_SECONDS)
+        flash(". ".join(sent.lines()), "bad" if sent.problem else "good")
+        return redirect(url_for("ops.overview"))
 
     @routes.post("/resync")
     def resync() -> Response:

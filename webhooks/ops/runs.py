@@ -3,6 +3,7 @@
 from flask import Blueprint, abort, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
+from models.enums import QUEUED
 from models.tables import DriftAction, RunStatus, Task
 from webhooks.ops.lists import chosen, chosen_page, chosen_period
 from webhooks.ops.shared import actor, ask_for_reason, start_resync
@@ -11,7 +12,6 @@ from worker.queue.doorbell import REPAIR
 from worker.repair import replay
 from worker.reports import effects, listings
 from worker.reports.health import one_lane
-from worker.reports.listings.runs import QUEUED
 from worker.reports.progress import how_far
 
 

@@ -5,21 +5,23 @@ Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong
 
 import io
 import sys
-from http import HTTPStatus
 from importlib import import_module
 from typing import NoReturn
 
 import click
-from redis.exceptions import RedisError
 
-from models import database
-from worker import redis_client
-from worker.errors import ConfigurationError, WorkOSError, WorkosSyncError, unexpected
+from worker.cli.examples import add_examples
+from worker.errors import unexpected
+from worker.lazy import lazy_imports
 from worker.private_files import keep_files_private
+
+with lazy_imports():
+    from worker.cli import failures
 
 MODULES = {
     **dict.fromkeys(["up", "web", "worker", "clock", "demo"], "serve"),
-    **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
+    **dict.fromkeys(["migrate", "doctor"], "setup"),
+    **dict.fromkeys(["register", "endpoints"], "endpoints"),
     "config": "config",
     **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),
     **dict.fromkeys(["events", "replay"], "inbox"),
@@ -31,9 +33,14 @@ MODULES = {
     "review": "review",
     "runs": "runs",
     "seats": "seats",
+    "send": "send",
     "status": "status",
 }
-"""Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""
+"""Command name → module in this package.
+
+To keep start-up fast, a module is imported only when its command runs, and imports what others need with
+`lazy_imports`.
+"""
 
 
 class Commands(click.Group):
@@ -48,7 +55,20 @@ class Commands(click.Group):
         if cmd_name not in MODULES:
             return None
         module = import_module(f"worker.cli.{MODULES[cmd_name]}")
-        return next(c for c in vars(module).values() if isinstance(c, click.Command) and c.name == cmd_name)
+        # Not isinstance, which would load the lazy modules.
+        commands: list[click.Command] = [c for c in vars(module).values() if issubclass(type(c), click.Command)]
+        found = next(command for command in commands if command.name == cmd_name)
+        add_examples(found, cmd_name)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that `args` name; suggest similar names if there is none."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=MODULES, ctx=ctx) from None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse arguments that no database and no terminal could take."""
@@ -62,17 +82,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own; it also ends quietly when the reader of a pipe has gone
-        except WorkOSError as error:
-            _fail(f"WorkOS {_unanswered(error)}", error.exit_code)
-        except WorkosSyncError as error:
-            _fail(str(error), error.exit_code)
-        except RedisError as error:
-            saw, remedy = redis_client.what_is_wrong(error)
-            _fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
-        except database.DATABASE_ERRORS as error:
-            saw, remedy = database.what_is_wrong(error)
-            _fail(f"DATABASE_URL: {saw}; {remedy}", ConfigurationError.exit_code)
         except Exception as error:
+            if line := failures.expected(error):
+                _fail(*line)
             if ctx.params["traceback"]:
                 raise
             problem = f"{ctx.invoked_subcommand} failed unexpectedly: {unexpected(error)}"
@@ -113,13 +125,6 @@ def _accept_all_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _unanswered(error: WorkOSError) -> str:
-    """Return what WorkOS did, and the remedy. A 404 is an answer: the network works."""
-    if error.status == HTTPStatus.NOT_FOUND:
-        return f"answered 404: {error}; it does not have what the command needs. Check WORKOS_BASE_URL"
-    return f"did not answer as expected: {error}; check the network, or try again later"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

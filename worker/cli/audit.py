@@ -4,11 +4,14 @@ from datetime import datetime
 
 import click
 
-from models.tables import Action, Via
+from models.enums import Action, Via
 from worker.cli import options, output
 from worker.cli.layout import Column, Fit
-from worker.cli.shared import migrated_engine
-from worker.reports import listings
+from worker.cli.shared import migrated_engine, organization_id
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker.reports import listings
 
 
 @click.group()
@@ -25,7 +28,7 @@ def audit() -> None:
 )
 @click.option("--action", type=click.Choice([action.value for action in Action]), help="Only actions of this kind.")
 @click.option("--object", "object_id", metavar="ID", help="Only actions on this object, run, event or hook.")
-@click.option("--organization", "organization_id", metavar="ID", help="Only actions on this workspace.")
+@options.organization
 @options.time("--since", f"Only actions at or after {options.THIS_TIME}.")
 @options.limit
 @output.listing(
@@ -41,6 +44,10 @@ def audit() -> None:
     Column("id", wide=True),
     empty="no actions",
 )
-def audit_list(out: output.Listing, limit: int, since: datetime | None, **filters: str | None) -> None:
+def audit_list(
+    out: output.Listing, limit: int, since: datetime | None, organization: str | None, **filters: str | None
+) -> None:
     """List the newest actions: who did what, when, how and why."""
-    out.show(listings.list_audit(migrated_engine(), filters, since=since, limit=limit))
+    engine = migrated_engine()
+    filters["organization_id"] = organization_id(engine, organization, unmirrored=True)
+    out.show(listings.list_audit(engine, filters, since=since, limit=limit))

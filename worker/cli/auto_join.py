@@ -1,17 +1,22 @@
 """`workos-sync auto-join`: inspect auto-join, and record operators' decisions about it."""
 
+from __future__ import annotations
+
 import sys
 
 import click
-from sqlalchemy import Engine
 
-from models.tables import JoinState
+from models.enums import JoinState
 from worker.cli import options, output
 from worker.cli.layout import Column, Fit
-from worker.cli.shared import actor, known, migrated_engine
+from worker.cli.shared import actor, migrated_engine, organization_id
 from worker.decision.roles import LOCAL_ROLES
-from worker.mirror import auto_join_policy
-from worker.reports import listings
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker.mirror import auto_join_policy
+    from worker.reports import listings, lookup
+
 
 STATE_HELP = (
     "Only joins in this state. pending: the person will be added. undo: adding the person activated an inactive "
@@ -20,15 +25,6 @@ STATE_HELP = (
     "it. blocked: the person was removed, deactivated, invited or blocked. undone: adding the person activated an "
     "inactive membership, so it was deactivated again and the person is blocked."
 )
-organization_option = click.option("--organization", metavar="ID", help="Only this workspace.")
-
-
-def _engine(organization: str | None) -> Engine:
-    """Return the engine of a migrated database; raise `UnknownIdError` if `organization` is given and not in it."""
-    engine = migrated_engine()
-    if organization is not None:
-        known(listings.workspace(engine, organization), f"the mirror has no workspace {organization}")
-    return engine
 
 
 @click.group("auto-join")
@@ -37,7 +33,7 @@ def auto_join() -> None:
 
 
 @auto_join.command()
-@organization_option
+@options.organization
 @click.option("--off", is_flag=True, help="Only domains by which nobody joins.")
 @options.limit
 @output.listing(
@@ -52,14 +48,15 @@ def auto_join() -> None:
 )
 def domains(out: output.Listing, organization: str | None, off: bool, limit: int) -> None:
     """List domains, whether people auto-join by them, and why."""
-    rows = listings.list_domains(_engine(organization), organization, off=off, limit=limit)
+    engine = migrated_engine()
+    rows = listings.list_domains(engine, organization_id(engine, organization), off=off, limit=limit)
     if out.for_people:  # the reason why people join is always the same
         rows = [row | {"why": None} if row["auto_join"] else row for row in rows]
     out.show(rows)
 
 
 @auto_join.command()
-@organization_option
+@options.organization
 @options.limit
 @output.listing(
     Column("email", fit=Fit.CUT),
@@ -74,14 +71,15 @@ def missing(out: output.Listing, organization: str | None, limit: int) -> None:
 
     They have a verified address in its domain, are not members, and are not kept out. Exit code 1 if there are any.
     """
-    rows = auto_join_policy.missing_members(_engine(organization), limit, organization)
+    engine = migrated_engine()
+    rows = auto_join_policy.missing_members(engine, limit, organization_id(engine, organization))
     out.show(rows)
     sys.exit(1 if rows else 0)
 
 
 @auto_join.command()
 @click.option("--state", type=click.Choice([state.value for state in JoinState]), help=STATE_HELP)
-@organization_option
+@options.organization
 @options.limit
 @output.listing(
     Column("created_at", "when"),
@@ -101,26 +99,30 @@ def joins(out: output.Listing, state: str | None, organization: str | None, limi
 
     Shows who was added, will be added or must not be added, and why.
     """
-    out.show(auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit))
+    engine = migrated_engine()
+    workspace = organization_id(engine, organization)
+    out.show(auto_join_policy.joins(engine, state=state, organization_id=workspace, limit=limit))
 
 
 @auto_join.command("set")
-@click.argument("organization", metavar="ORGANIZATION_ID")
+@options.organization_argument
 @click.option("--on/--off", "switch", default=None, help="Whether people join the workspace by domain.")
 @click.option("--role", type=click.Choice(LOCAL_ROLES), help="Role of people who join by domain.")
 @options.required_reason
 @options.as_json
 def set_workspace(organization: str, switch: bool | None, role: str | None, reason: str, as_json: bool) -> None:
     """Turn auto-join on or off, or set the role of people who join."""
-    after = auto_join_policy.set_workspace(
-        migrated_engine(), organization, actor(reason), auto_join=switch, default_role=role
-    )
+    if switch is None and role is None:
+        raise click.UsageError("nothing to change: give --on, --off or --role")
+    engine = migrated_engine()
+    workspace = lookup.organization_id(engine, organization)
+    after = auto_join_policy.set_workspace(engine, workspace, actor(reason), auto_join=switch, default_role=role)
     output.record(after, as_json=as_json)
 
 
 @auto_join.command()
-@click.argument("organization", metavar="ORGANIZATION_ID")
-@click.argument("person", metavar="USER_ID|EMAIL|INVITATION_ID")
+@options.organization_argument
+@click.argument("person", metavar="USER|INVITATION_ID")
 @options.required_reason
 @options.as_json
 def unblock(organization: str, person: str, reason: str, as_json: bool) -> None:
@@ -129,13 +131,15 @@ def unblock(organization: str, person: str, reason: str, as_json: bool) -> None:
     For people who are kept out because they were removed, deactivated, invited or blocked. An invited person may be
     unblocked before they sign up, by address or by invitation.
     """
-    reasons = auto_join_policy.unblock(migrated_engine(), organization, person, actor(reason))
+    engine = migrated_engine()
+    workspace = lookup.organization_id(engine, organization)
+    reasons = auto_join_policy.unblock(engine, workspace, person, actor(reason))
     output.result(f"unblocked: {', '.join(reasons)}", {"unblocked": reasons}, as_json=as_json)
 
 
 @auto_join.command()
-@click.argument("organization", metavar="ORGANIZATION_ID")
-@click.argument("user", metavar="USER_ID")
+@options.organization_argument
+@click.argument("user", metavar="USER")
 @options.required_reason
 @options.as_json
 def block(organization: str, user: str, reason: str, as_json: bool) -> None:
@@ -143,6 +147,8 @@ def block(organization: str, user: str, reason: str, as_json: bool) -> None:
 
     Existing memberships are not changed.
     """
-    auto_join_policy.block(migrated_engine(), organization, user, actor(reason))
-    blocked = {"organization_id": organization, "user_id": user}
-    output.result(f"{user} can no longer join {organization} by domain", blocked, as_json=as_json)
+    engine = migrated_engine()
+    workspace, person = lookup.organization_id(engine, organization), lookup.user_id(engine, user)
+    auto_join_policy.block(engine, workspace, person, actor(reason))
+    blocked = {"organization_id": workspace, "user_id": person}
+    output.result(f"{person} can no longer join {workspace} by domain", blocked, as_json=as_json)

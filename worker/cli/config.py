@@ -5,7 +5,10 @@ import click
 from worker.cli import output
 from worker.cli.layout import Column, Fit
 from worker.errors import ConfigurationError
-from worker.settings import read_settings
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker import settings
 
 
 @click.command()
@@ -16,7 +19,7 @@ def config(out: output.Listing) -> None:
     Secrets are masked. Connects to nothing. An invalid setting is shown with its default, and
     the exit code is 2.
     """
-    reading = read_settings()
+    reading = settings.read_settings()
     rows = reading.rows()
     problems, warnings = ([each._asdict() for each in found] for found in (reading.problems, reading.warnings))
     document = {"settings": rows, "problems": problems, "warnings": warnings}

@@ -1,17 +1,21 @@
 """`workos-sync hooks`: inspect hooks; retry or discard their failed deliveries."""
 
+from __future__ import annotations
+
 import sys
 from typing import Any
 
 import click
 
-from models.tables import DeliveryStatus
-from models.types import MAX_ID, Record
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, logging_settings, migrated_engine
-from worker.hooks import operate
-from worker.settings import load_settings
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from models import tables, types
+    from worker import settings
+    from worker.hooks import operate
 
 
 class ChangeId(click.ParamType[int]):
@@ -21,7 +25,7 @@ class ChangeId(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the id, or reject what cannot be one."""
-        return click.IntRange(1, MAX_ID).convert(value, param, ctx)
+        return click.IntRange(1, types.MAX_ID).convert(value, param, ctx)
 
 
 change_option = click.option(
@@ -60,7 +64,7 @@ def hooks_list(out: output.Listing) -> None:
 
     Exit code 1 if a delivery failed or a hook missed changes.
     """
-    rows = operate.hook_status(migrated_engine(), load_settings().http_hooks)
+    rows = operate.hook_status(migrated_engine(), settings.load_settings().http_hooks)
     out.show(rows)
     sys.exit(1 if any(row["failed"] or row["error"] for row in rows) else 0)
 
@@ -85,15 +89,15 @@ def hooks_failed(out: output.Listing, hook: str | None, limit: int) -> None:
     """
     engine = migrated_engine()
     if hook is not None:
-        operate.require_hook(engine, hook, load_settings().http_hooks)
-    rows = operate.deliveries(engine, hook=hook, status=DeliveryStatus.FAILED, limit=limit)
+        operate.require_hook(engine, hook, settings.load_settings().http_hooks)
+    rows = operate.deliveries(engine, hook=hook, status=tables.DeliveryStatus.FAILED, limit=limit)
     out.show(rows, people=layout.blocks(GROUP, _groups(rows), output.width(), lead=2))
     sys.exit(1 if rows else 0)
 
 
-def _groups(rows: list[Record]) -> list[Record]:
+def _groups(rows: list[types.Record]) -> list[types.Record]:
     """Return a row for each hook and error, with the changes whose deliveries failed."""
-    grouped: dict[tuple[str, str | None], list[Record]] = {}
+    grouped: dict[tuple[str, str | None], list[types.Record]] = {}
     for row in rows:
         grouped.setdefault((row["hook"], row["traceback"] or row["error"]), []).append(row)
     return [

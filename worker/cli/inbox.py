@@ -5,21 +5,20 @@ from typing import Any
 
 import click
 
-from models.tables import EventStatus
+from models.enums import EventStatus
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit
-from worker.cli.runs import print_replay, replayed, work_on_run
-from worker.cli.shared import actor, known, logging_settings, migrated_engine, open_services
+from worker.cli.runs import note_interrupted, print_replay, replayed, work_on_run
+from worker.cli.shared import actor, known, logging_settings, migrated_engine, open_services, organization_id
 from worker.errors import OperatorError
-from worker.mirror import change_feed
-from worker.repair import replay as replays
-from worker.reports import listings
-from worker.reports.explain import changed_fields
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker.mirror import change_feed
+    from worker.repair import replay as replays
+    from worker.reports import explain, listings
 
 type_option = click.option("--type", help="Only events of this type, such as user.deleted.")
-organization_option = click.option(
-    "--organization", "organization_id", metavar="ID", help="Only events of this workspace."
-)
 
 EVENT = (
     *("id", "type", "status", "outcome", "error", "kind", "object_id", "organization_id", "occurred_at", "received_at"),
@@ -40,7 +39,7 @@ def events() -> None:
     "--status", type=click.Choice([status.value for status in EventStatus]), help="Only events in this status."
 )
 @type_option
-@organization_option
+@options.organization
 @options.limit
 @output.listing(
     Column("received_at", "when"),
@@ -56,12 +55,14 @@ def events() -> None:
     Column("attempts", wide=True),
     empty="no events match",
 )
-def events_list(out: output.Listing, limit: int, **filters: str | None) -> None:
+def events_list(out: output.Listing, limit: int, organization: str | None, **filters: str | None) -> None:
     """List the newest events with their outcomes and errors.
 
     The result is the outcome of an event that is done, and the status of any other.
     """
-    rows = listings.list_events(migrated_engine(), limit=limit, **filters)
+    engine = migrated_engine()
+    filters["organization_id"] = organization_id(engine, organization, unmirrored=True)
+    rows = listings.list_events(engine, limit=limit, **filters)
     out.show([row | {"result": row["outcome"] or row["status"]} for row in rows])
 
 
@@ -76,7 +77,7 @@ def events_show(event_id: str, as_json: bool) -> None:
         return
     body, changes = event.pop("body"), event.pop("changes")
     output.record({name: event[name] for name in EVENT})
-    with_fields = [row | {"changed": layout.changed(changed_fields([row]))} for row in changes]
+    with_fields = [row | {"changed": layout.changed(explain.changed_fields([row]))} for row in changes]
     output.section("Changes", CHANGES, with_fields, lead=3)
     if body is not None:
         output.title("Payload")
@@ -130,23 +131,26 @@ def events_dismiss(event_ids: tuple[str, ...], reason: str, as_json: bool) -> No
 @click.option("--failed", is_flag=True, help="Only events that failed.")
 @click.option("--fingerprint", help="Only failed events with this error; see `events failures`.")
 @type_option
-@organization_option
+@options.organization
 @options.time("--since", f"Only events received at or after {options.THIS_TIME}.")
 @options.time("--until", f"Only events received before {options.THIS_TIME}.")
 @options.reason
 @click.option("--again", is_flag=True, help="Replay even if these events were already replayed successfully.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; report how many events match and what would change.")
 @options.as_json
-def replay_command(reason: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any) -> None:
+def replay_command(
+    organization: str | None, reason: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any
+) -> None:
     """Reprocess stored events. Safe to repeat.
 
     Workers apply the events. At least one option that selects events is required.
     """
-    selection = replays.Selection(**selected)  # the remaining options are its fields
-    if not selection.as_json():
+    if organization is None and not any(selected.values()):
         raise click.UsageError("select events: --failed, --id, --fingerprint, --type, --organization, --since, --until")
     settings = logging_settings()
     engine = migrated_engine()
+    workspace = organization_id(engine, organization, unmirrored=True)
+    selection = replays.Selection(organization_id=workspace, **selected)  # the remaining options are its fields
     if dry_run:
         planned = replays.plan(engine, selection)._asdict()
         output.record(
@@ -157,4 +161,6 @@ def replay_command(reason: str | None, again: bool, dry_run: bool, as_json: bool
     with open_services(settings) as services:
         finished = work_on_run(services, None, run_id)
     print_replay(replayed(engine, run_id), as_json=as_json)
+    if not finished:
+        note_interrupted(run_id)
     sys.exit(0 if finished else 1)

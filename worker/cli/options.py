@@ -1,13 +1,17 @@
 """Options that several commands have."""
 
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import TypeVar
 
 import click
 
-from worker.decision.payload import clean
-from worker.times import TIME_FORMS, parse_time
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker import times
+    from worker.decision import payload
 
 FC = TypeVar("FC", bound=Callable[..., object])
 
@@ -31,20 +35,33 @@ class Time(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            return parse_time(str(value))
+            return times.parse_time(str(value))
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a time; {TIME_FORMS}", param, ctx)
+            self.fail(f"{value!r} is not a time; {times.TIME_FORMS}", param, ctx)
 
 
 def _entered(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
-    text = clean(given.strip()) if given else None
+    text = payload.clean(given.strip()) if given else None
     if option.required and not text:
         raise click.BadParameter("must not be empty", context, option)
     return text or None
 
 
+organization = click.option(
+    "--organization", metavar="ORGANIZATION", help="Only this workspace: its id, external id or name."
+)
+organization_argument = click.argument("organization", metavar="ORGANIZATION")
 reason = click.option("--reason", callback=_entered, help="Reason, recorded in the audit.")
 required_reason = click.option("--reason", required=True, callback=_entered, help="Reason, recorded in the audit.")
+
+
+def _answerable(_context: click.Context, _option: click.Parameter, given: bool) -> bool:
+    if not given and not sys.stdin.isatty():
+        raise click.UsageError("standard input is not a terminal, so nobody can confirm; add --yes")
+    return given
+
+
+yes = click.option("--yes", is_flag=True, callback=_answerable, help="Do not ask for confirmation.")
 
 
 def time(name: str, text: str) -> Callable[[FC], FC]:

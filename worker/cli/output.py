@@ -18,7 +18,10 @@ import click
 
 from worker.cli import layout
 from worker.cli.layout import Column
-from worker.mirror import change_feed
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker.mirror import change_feed
 
 if TYPE_CHECKING:
     from models.types import Record

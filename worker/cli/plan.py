@@ -7,9 +7,12 @@ import click
 from worker.cli import options, output
 from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, migrated_engine
-from worker.mirror import role_map
-from worker.reports.plan import plan
-from worker.settings import load_settings
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker import settings
+    from worker.mirror import role_map
+    from worker.reports import plan
 
 PLANNED = ("ROLE_MAP", "AUTO_JOIN", "AUTO_JOIN_EXISTING")
 """The settings that decide access."""
@@ -54,7 +57,7 @@ def plan_command(
         text = f"the role map {approve} is in force; {output.count(changed, 'membership')} changed"
         output.result(text, {"approved": approve, "changed": changed}, as_json=as_json)
         return
-    found = plan(migrated_engine(), load_settings(**given))
+    found = plan.plan(migrated_engine(), settings.load_settings(**given))
     if as_json:
         output.json(found)
     else:

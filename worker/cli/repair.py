@@ -1,24 +1,31 @@
 """`workos-sync resync`, `catch-up` and `forget`."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
-from sqlalchemy import Engine
 
 from worker.cli import options, output
 from worker.cli.layout import shown
-from worker.cli.runs import print_run, work_on_run
+from worker.cli.runs import note_interrupted, print_run, work_on_run
 from worker.cli.shared import actor, known, logging_settings, migrated_engine, reaching_workos
 from worker.errors import OperatorError, UnknownIdError
-from worker.kinds.organization import ORGANIZATION
-from worker.mirror.erasure import forget
-from worker.repair.catch_up import REMEDY, catch_up_by_hand
-from worker.repair.reads import fetch
-from worker.repair.resync.resync import start
-from worker.reports import listings
-from worker.workos_api.client import WorkOSClient
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker import kinds
+    from worker.mirror import erasure
+    from worker.repair import catch_up, reads
+    from worker.repair.resync import resync as resyncs
+    from worker.reports import listings, lookup, progress
+    from worker.workos_api import client
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 NOT_ERASED = (
     "not erased: backups, copies made by hooks and followers, and the reasons that operators entered for blocks, "
@@ -27,7 +34,7 @@ NOT_ERASED = (
 
 
 @click.command()
-@click.option("--organization", metavar="ID", help="Only this workspace. Takes a second or two.")
+@options.organization
 @click.option("--dry-run", is_flag=True, help="Change nothing; report the differences.")
 @click.option(
     "--approve", metavar="RUN", help="Carry out the deletions that RUN withheld, after reading each object by id."
@@ -47,21 +54,23 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, reason:
     settings = logging_settings("workos_api_key", "workos_client_id")
     with reaching_workos(settings, bound=not dry_run) as (services, workos):
         engine = services.engine
+        if organization:
+            organization = lookup.find_organization(engine, organization) or organization
         if organization and not _exists(engine, workos, organization):
             raise UnknownIdError(f"WorkOS has no organization {organization}")
-        run_id = start(engine, actor(reason), organization_id=organization, dry_run=dry_run, approves=approve)
+        run_id = resyncs.start(engine, actor(reason), organization_id=organization, dry_run=dry_run, approves=approve)
         finished = work_on_run(services, workos, run_id)
         row = known(listings.run(engine, run_id), f"run {run_id} was deleted")
         print_run(engine, row, as_json=as_json)
     if not finished:
-        click.echo(f"workos-sync: run {run_id} was interrupted. A worker resumes it; so does this command", err=True)
+        note_interrupted(run_id)
     drifted = dry_run and row["findings"]
     sys.exit(1 if drifted or not finished or row["error"] or row["compared"] or row["withheld"] else 0)
 
 
-def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
+def _exists(engine: Engine, workos: client.WorkOSClient, organization_id: str) -> bool:
     """Return whether WorkOS has an organization, or the mirror has it as active: then there is something to repair."""
-    if fetch(workos, ORGANIZATION, organization_id).item is not None:
+    if reads.fetch(workos, kinds.KINDS["organization"], organization_id).item is not None:
         return True
     mirrored = listings.workspace(engine, organization_id)
     return mirrored is not None and mirrored["state"] == "active"
@@ -81,7 +90,11 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     with reaching_workos(settings) as (services, workos):
         try:
-            report = catch_up_by_hand(services.engine, workos, actor(reason), since, lag)
+            with progress.reading_events(since) as progressed:
+                report = catch_up.catch_up_by_hand(services.engine, workos, actor(reason), since, lag, progressed)
+        except KeyboardInterrupt:
+            rest = "the next scheduled catch-up reads the rest" if since is None else "for the rest, run it again"
+            raise OperatorError(f"interrupted. The events read so far are in the inbox; {rest}") from None
         finally:  # pages read before a failure are stored
             services.bell.ring()
     if as_json:
@@ -92,11 +105,11 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
         read = output.count(report.returned, "event")
         click.echo(f"{read} read, {report.new} new; all events {received} are in the inbox")
     if report.missed:
-        raise OperatorError(f"events have expired since the last catch-up: {REMEDY}")
+        raise OperatorError(f"events have expired since the last catch-up: {catch_up.REMEDY}")
 
 
 @click.command("forget")
-@click.argument("user", metavar="USER_ID")
+@click.argument("user", metavar="USER")
 @options.reason
 @options.as_json
 def forget_command(user: str, reason: str | None, as_json: bool) -> None:
@@ -110,7 +123,9 @@ def forget_command(user: str, reason: str | None, as_json: bool) -> None:
         if show_progress:
             click.echo(f"\r{output.count(number, 'payload')} searched", nl=False, err=True)
 
-    erased = forget(migrated_engine(), user, actor(reason), report_progress)
+    engine = migrated_engine()
+    user = lookup.user_id(engine, user)
+    erased = erasure.forget(engine, user, actor(reason), report_progress)
     if show_progress:
         click.echo(err=True)
     if as_json:

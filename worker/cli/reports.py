@@ -1,18 +1,21 @@
 """`workos-sync explain`, `members` and `workspaces`."""
 
+from __future__ import annotations
+
 import sys
 from datetime import datetime
 
 import click
 
-from models.types import Record
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit
 from worker.cli.shared import known, migrated_engine
-from worker.mirror import auto_join_policy
-from worker.reports import listings
-from worker.reports.access import actor_of, cause_of
-from worker.reports.explain import explain
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from models import types
+    from worker.mirror import auto_join_policy
+    from worker.reports import access, explain, listings, lookup
 
 INVITATIONS = (
     Column("email", fit=Fit.CUT),
@@ -24,7 +27,7 @@ INVITATIONS = (
 
 
 @click.command()
-@click.argument("organization", metavar="ORGANIZATION_ID")
+@options.organization_argument
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
 @click.option(
     "--as-workos", is_flag=True, help="With --at: who had access as WorkOS had it, not as the mirror answered."
@@ -50,12 +53,13 @@ def members(out: output.Listing, organization: str, at: datetime | None, as_work
     if as_workos and at is None:
         raise click.UsageError("--as-workos needs --at")
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
-    found = listings.list_members(migrated_engine(), organization, at, as_workos=as_workos)
+    engine = migrated_engine()
+    found = listings.list_members(engine, lookup.organization_id(engine, organization), at, as_workos=as_workos)
     who = "WorkOS" if as_workos else "the mirror"
     workspace = known(found, f"{who} {'had' if then else 'has'} no workspace {organization}{then}")
     rows = workspace["members"]
     if at is not None:
-        rows = [row | {"cause": cause_of(row), "actor": actor_of(row)} for row in rows]
+        rows = [row | {"cause": access.cause_of(row), "actor": access.actor_of(row)} for row in rows]
     out.show(rows, title=layout.plain(f"{workspace['name']} ({workspace['state']}){then}"), document=workspace)
     invited = workspace.get("invitations", [])
     if out.for_people:
@@ -66,6 +70,7 @@ def members(out: output.Listing, organization: str, at: datetime | None, as_work
 
 @click.command()
 @click.option("--name", help="Only workspaces whose name contains this text.")
+@click.option("--domain", help="Only workspaces that have this domain, verified or not.")
 @click.option(
     "--without-admin", is_flag=True, help="Only workspaces with members but no admin. Exit code 1 if there are any."
 )
@@ -74,19 +79,24 @@ def members(out: output.Listing, organization: str, at: datetime | None, as_work
     Column("name", fit=Fit.CUT),
     Column("organization_id"),
     Column("members"),
+    Column("invitations", wide=True),
     Column("state"),
     Column("created_at"),
     Column("external_id", wide=True),
     Column("updated_at", wide=True),
     empty="no workspaces",
 )
-def workspaces(out: output.Listing, name: str | None, without_admin: bool, limit: int) -> None:
-    """List workspaces, sorted by id."""
+def workspaces(out: output.Listing, name: str | None, domain: str | None, without_admin: bool, limit: int) -> None:
+    """List workspaces, sorted by id, with the numbers of their members and pending invitations."""
+    engine = migrated_engine()
     if without_admin:
-        rows = auto_join_policy.without_admin(migrated_engine(), limit)
+        if name or domain:
+            raise click.UsageError("--without-admin cannot be combined with --name or --domain")
+        rows = auto_join_policy.without_admin(engine, limit)
         out.show([row | {"name": row["workspace_name"]} for row in rows])
         sys.exit(1 if rows else 0)
-    out.show(listings.list_workspaces(migrated_engine(), name=name, limit=limit))
+    rows = listings.list_workspaces(engine, name=name, domain=domain, limit=limit)
+    out.show(listings.with_counts(engine, rows))
 
 
 ACCESS = (
@@ -158,15 +168,20 @@ BOOKKEEPING = {
 
 
 @click.command("explain")
-@click.argument("name", metavar="ID|EMAIL")
+@click.argument("name", metavar="ID|EMAIL|NAME")
 @options.time("--at", f"Show the state at {options.THIS_TIME}, and what happened until then.")
 @options.as_json
 def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
     """Show the history of an object or a person, with reasons.
 
-    For a person, also lists each workspace, whether they have access to it, since when and why.
+    NAME is the name or external id of a workspace. For a person, also lists each workspace, whether they have access to
+    it, since when and why.
     """
-    found = known(explain(migrated_engine(), name, at), f"there is no object, event or person {name} in the mirror")
+    engine = migrated_engine()
+    history = explain.explain(engine, name, at)
+    if history is None and (workspace := lookup.find_organization(engine, name)):
+        history = explain.explain(engine, workspace, at)
+    found = known(history, f"there is no object, event or person {name} in the mirror")
     if as_json:
         output.json(found)
         return
@@ -187,7 +202,7 @@ def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
         output.note("... older steps are not shown")
 
 
-def _without_bookkeeping(item: Record) -> Record:
+def _without_bookkeeping(item: types.Record) -> types.Record:
     """Return an object, its id first, without what only the mirror itself needs."""
     first = {"kind": item["kind"], "id": item["id"]}
     return first | {name: value for name, value in item.items() if name not in BOOKKEEPING and value is not False}

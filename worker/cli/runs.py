@@ -1,22 +1,30 @@
 """`workos-sync runs`, and what the commands that start runs share: working on a run, and reporting it."""
 
-import click
-from sqlalchemy import Engine
+from __future__ import annotations
 
-from models.tables import RunStatus, Task
-from models.types import Record
-from worker.bootstrap import Services
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from models.enums import QUEUED, RunStatus, Task
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, known, migrated_engine, until_stopped
 from worker.errors import OperatorError
-from worker.repair import replay as replays
-from worker.repair.catch_up import REMEDY
-from worker.repair.work import Repair
-from worker.reports import listings
-from worker.reports.progress import progress
-from worker.runs import wait_for_run
-from worker.workos_api.client import WorkOSClient
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from models import types
+    from worker import bootstrap
+    from worker import runs as all_runs
+    from worker.repair import catch_up, work
+    from worker.repair import replay as replays
+    from worker.reports import listings, progress
+    from worker.workos_api import client
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 MAX_TABLE_ROWS = 200
 """Maximum number of rows of a drift report printed as a table. `--json` prints all."""
@@ -34,22 +42,33 @@ DRIFT = (
 )
 
 
-def work_on_run(services: Services, workos: WorkOSClient | None, run_id: str) -> bool:
+def work_on_run(services: bootstrap.Services, workos: client.WorkOSClient | None, run_id: str) -> bool:
     """Work on a run, or wait for the process that does; return False if Ctrl-C or SIGTERM came before its end."""
     engine = services.engine
-    with until_stopped() as stop, progress(engine, run_id):
-        repair = Repair(engine, workos, services.settings, services.bell, stop.is_set)
-        return repair.one(run_id) or wait_for_run(engine, run_id, stop.wait)
+    with until_stopped() as stop, progress.progress(engine, run_id):
+        repair = work.Repair(engine, workos, services.settings, services.bell, stop.is_set)
+        return repair.one(run_id) or all_runs.wait_for_run(engine, run_id, stop.wait)
 
 
-def replayed(engine: Engine, run_id: str) -> Record:
+def note_interrupted(run_id: str) -> None:
+    """Print who continues a run that the command did not finish, and where to see it."""
+    output.note(
+        f"workos-sync: run {run_id} was interrupted. A worker continues it, and so does this command. "
+        f"To see how far it is: workos-sync runs show {run_id}"
+    )
+
+
+def replayed(engine: Engine, run_id: str) -> types.Record:
     """Return a replay's status, progress and outcomes so far; `remedy` if it skipped events without a payload."""
     row = listings.run(engine, run_id) or {}
     kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}
-    return kept | {"results": replays.results(engine, run_id), "remedy": REMEDY if row.get("skipped") else None}
+    return kept | {
+        "results": replays.results(engine, run_id),
+        "remedy": catch_up.REMEDY if row.get("skipped") else None,
+    }
 
 
-def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
+def print_run(engine: Engine, run: types.Record, *, as_json: bool) -> None:
     """Print a row of `listings.run`: of a resync with its differences, of a replay with the outcomes of its events."""
     if as_json:
         for piece in listings.run_as_json(engine, run):
@@ -64,12 +83,12 @@ def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
         click.echo(f"workos-sync: {run['error']}", err=True)
 
 
-def print_replay(replay: Record, *, as_json: bool = False) -> None:
+def print_replay(replay: types.Record, *, as_json: bool = False) -> None:
     """Print the result of `replayed`."""
     output.record(replay if as_json else replay | {"results": output.counted(replay["results"])}, as_json=as_json)
 
 
-def found_by(run: Record) -> str:
+def found_by(run: types.Record) -> str:
     """Return what a resync, a row of `listings.run`, found. One that did not compare everything says so."""
     findings = output.counted(run["findings"])
     if run["compared"] is None:
@@ -84,7 +103,7 @@ def found_by(run: Record) -> str:
     return f"{far}; found so far: {findings}" if findings else far
 
 
-def _print_resync(engine: Engine, run: Record) -> None:
+def _print_resync(engine: Engine, run: types.Record) -> None:
     about = {name: run[name] for name in ABOUT} | {"dry_run": run["dry_run"] or None}
     output.record(about | {"result": f"{found_by(run)}; {output.count(run['calls'], 'API call')}"})
     differences = list(listings.drift(engine, run["id"], MAX_TABLE_ROWS + 1))
@@ -106,6 +125,13 @@ def runs() -> None:
 
 
 @runs.command("list")
+@click.option("--task", type=click.Choice([task.value for task in Task]), help="Only runs of this task.")
+@click.option(
+    "--status",
+    type=click.Choice([QUEUED, *(status.value for status in RunStatus)]),
+    help="Only runs in this status. queued: running, but no process works on it.",
+)
+@options.time("--since", f"Only runs created at or after {options.THIS_TIME}.")
 @options.limit
 @output.listing(
     Column("created_at", "when"),
@@ -122,9 +148,9 @@ def runs() -> None:
     Column("reason", fit=Fit.WRAP, wide=True),
     empty="no runs",
 )
-def runs_list(out: output.Listing, limit: int) -> None:
+def runs_list(out: output.Listing, task: str | None, status: str | None, since: datetime | None, limit: int) -> None:
     """List the newest runs with their progress and who requested them."""
-    out.show(listings.list_runs(migrated_engine(), limit))
+    out.show(listings.list_runs(migrated_engine(), limit, task=task, status=status, since=since))
 
 
 @runs.command("show")

@@ -7,8 +7,11 @@ import click
 from worker.cli import options, output
 from worker.cli.layout import Column, Fit
 from worker.cli.shared import migrated_engine
-from worker.reports.review import csv_line
-from worker.reports.seats import COLUMNS, list_seats
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker.reports import review
+    from worker.reports import seats as counted
 
 
 @click.command()
@@ -26,9 +29,9 @@ def seats(out: output.Listing, at: datetime | None, as_csv: bool) -> None:
     """Count the members of each live workspace, with its Stripe customer, as in the view `seats`."""
     if as_csv and out.form is not None:
         raise click.UsageError("give --csv or --json, not both")
-    rows = list_seats(migrated_engine(), at)
+    rows = counted.list_seats(migrated_engine(), at)
     if as_csv:
-        for line in (COLUMNS, *([row[name] for name in COLUMNS] for row in rows)):
-            click.echo(csv_line(line), nl=False)
+        for line in (counted.COLUMNS, *([row[name] for name in counted.COLUMNS] for row in rows)):
+            click.echo(review.csv_line(line), nl=False)
     else:
         out.show(rows)

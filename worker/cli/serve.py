@@ -1,59 +1,17 @@
 """`workos-sync web`, `worker`, `clock`, `up` and `demo`."""
 
 import importlib.util
-import socket
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
 
 import click
-import structlog
-from redis.exceptions import RedisError
-from sqlalchemy import Engine
 
-from models.database import in_transaction
-from models.public_domains import refresh
-from models.tables import AutoJoinMode
-from worker import provisioning
-from worker.bootstrap import Services, build_services, endpoint_redis, lanes_of, require_migrated, require_redis_version
-from worker.cli.shared import logging_settings, open_database, until_stopped
-from worker.error_handling import describe
-from worker.errors import ConfigurationError, WorkOSError
-from worker.hooks import follow
-from worker.metrics import Counters, Place
-from worker.mirror import auto_join_policy, lost_access, role_map
-from worker.processes import lane, tail
-from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
-from worker.processes.embedded import RedisServer, redis_server, redis_server_for_up
-from worker.processes.supervisor import supervise
-from worker.queue.doorbell import DRAIN
-from worker.repair import sessions
-from worker.repair.environment import bind, connect
-from worker.repair.missed_losses import note_missed_losses
-from worker.repair.schedule import schedule, watch
-from worker.settings import Settings
+from worker.cli.shared import logging_settings
+from worker.errors import ConfigurationError
+from worker.lazy import lazy_imports
 
-log = structlog.get_logger()
-
-CLOCK_HEARTBEAT_SECONDS = 5.0
-"""Maximum interval between two heartbeats of the clock, in seconds."""
-COUNTS_SECONDS = 300.0
-"""Interval at which missing members and workspaces without an admin are counted, in seconds."""
-
-
-Program = Callable[[], None]
-"""What a supervised process runs until it is stopped."""
-
-
-class _Part(NamedTuple):
-    """What one command runs under the supervisor: programs, each in a process, and the sockets that they share."""
-
-    programs: list[Program]
-    sockets: Sequence[socket.socket] = ()
-
+with lazy_imports():
+    from worker.cli import programs
+    from worker.processes import embedded
 
 port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
 processes_option = click.option(
@@ -68,7 +26,7 @@ def web(port: int | None) -> None:
 
     A process that dies is restarted.
     """
-    _supervise(logging_settings("workos_webhook_secrets", port=port), _web_part)
+    programs.supervise_parts("web", logging_settings("workos_webhook_secrets", port=port), programs.web_part)
 
 
 @click.command()
@@ -80,7 +38,8 @@ def worker(processes: int | None) -> None:
     sessions of people who lost access. Long jobs are resyncs, catch-ups, replays and retention. A process that dies is
     restarted.
     """
-    _supervise(logging_settings(worker_processes=processes), _worker_part, _tail_part)
+    settings = logging_settings(worker_processes=processes)
+    programs.supervise_parts("worker", settings, programs.worker_part, programs.tail_part)
 
 
 @click.command()
@@ -94,134 +53,8 @@ def up(port: int | None, processes: int | None) -> None:
     settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
     if "worker_processes" not in settings.model_fields_set:  # a second one would take a tenth of the memory
         settings = settings.model_copy(update={"worker_processes": 1})
-    _supervise(settings, _web_part, _worker_part, _clock_and_tail_part, running=redis_server_for_up)
-
-
-def _supervise(
-    settings: Settings,
-    *makers: Callable[[Settings, str, Engine], _Part],
-    running: Callable[[Settings], AbstractContextManager[RedisServer]] = redis_server,
-) -> None:
-    """Run the programs that each of `makers` returns until stopped, each in a process."""
-    engine = open_database(settings)
-    require_migrated(engine)
-    with until_stopped() as stop, running(settings) as redis:
-        require_redis_version(redis.url)
-        parts = [make(settings, redis.url, engine) for make in makers]
-        engine.dispose()  # a fork would share its connections
-        sockets = [opened for part in parts for opened in part.sockets]
-        programs = [
-            program if part.sockets else partial(_without, sockets, program)
-            for part in parts
-            for program in part.programs
-        ]
-        supervise(programs, stop, _reporter(redis.url), stopping=partial(_close, sockets))
-
-
-def _close(sockets: Sequence[socket.socket]) -> None:
-    """Close sockets. When no process has them open any more, new connections are refused, and clients try elsewhere."""
-    for opened in sockets:
-        opened.close()
-
-
-def _without(sockets: Sequence[socket.socket], program: Program) -> None:
-    """Run a program that does not use these sockets."""
-    _close(sockets)
-    program()
-
-
-def _web_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
-    """Listen on PORT, and return the web processes."""
-    serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
-    sockets = serve.listen(settings)
-    return _Part(serve.processes(settings, redis_url, sockets), sockets)
-
-
-def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
-    """Store ROLE_MAP, AUTO_JOIN and REVOKE_SESSIONS in the database, and return the worker processes."""
-    _bind_if_reachable(engine, settings, redis_url)
-    role_map.adopt(engine, settings.role_map)
-    auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
-    lost_access.adopt(engine, on=settings.revoke_sessions)
-    note_missed_losses(engine)
-    in_transaction(engine, refresh)
-    lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
-    return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
-
-
-def _tail_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
-    return _Part([partial(_run_tail, settings, redis_url)] if settings.repairs else [])
-
-
-def _run_tail(settings: Settings, redis_url: str) -> None:
-    """Tail the events API until stopped."""
-    with until_stopped() as stop:
-        _tail_until(stop, settings, redis_url)
-
-
-def _tail_until(stop: threading.Event, settings: Settings, redis_url: str) -> None:
-    with closing(build_services(settings, redis_url)) as services:
-        tail.run(services, stop)
-
-
-def _clock_and_tail_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
-    return _Part([partial(_run_clock_and_tail, settings, redis_url)])
-
-
-def _run_clock_and_tail(settings: Settings, redis_url: str) -> None:
-    """Run the periodic tasks, and tail the events API in a thread. One process needs less memory than two.
-
-    Whatever ends the thread ends the process too, which the supervisor then starts again.
-    """
-    with until_stopped() as stop, ThreadPoolExecutor(1, "tail") as pool:
-
-        def run_tail() -> None:
-            try:
-                _tail_until(stop, settings, redis_url)
-            finally:
-                stop.set()
-
-        tailing = pool.submit(run_tail) if settings.repairs else None
-        _run_tasks(settings, RedisServer(settings), stop)
-        if tailing is not None:
-            tailing.result()
-
-
-def _run_tasks(settings: Settings, redis: RedisServer, stop: threading.Event) -> None:
-    """Run the periodic tasks until stopped. The first starts the embedded Valkey if it is needed and not running."""
-    with closing(build_services(settings, redis.url)) as services:
-        run(periodic_tasks(services, redis.ensure), stop, services.counters)
-
-
-def _reporter(redis_url: str) -> Callable[[BaseException], None]:
-    """Return a function that reports that a process could not be started. It leaves no connection or thread behind."""
-
-    def report(error: BaseException) -> None:
-        with endpoint_redis(redis_url) as redis:
-            counters = Counters(redis, in_background=False)
-            counters.report(Place.SUPERVISOR, "start", error)
-            counters.hand_over()
-
-    return report
-
-
-def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
-    """Bind the database to its WorkOS environment, unless WorkOS is unavailable.
-
-    Raises:
-        ConfigurationError: the settings name another environment than the one this database mirrors.
-    """
-    if not settings.repairs:
-        log.warning("repair_disabled", why="WORKOS_API_KEY is not set: lost webhooks are not recovered")
-        return
-    try:
-        with (
-            closing(build_services(settings, redis_url)) as services,
-            closing(connect(settings, services.redis, services.counters)) as workos,
-        ):
-            bind(engine, workos, settings)
-    except (WorkOSError, RedisError) as error:
-        log.warning("environment_not_checked", error=describe(error))
+    parts = (programs.web_part, programs.worker_part, programs.clock_and_tail_part)
+    programs.supervise_parts("up", settings, *parts, running=embedded.redis_server_for_up)
 
 
 @click.command()
@@ -230,36 +63,7 @@ def clock() -> None:
 
     Also wakes workers for events whose wake-up was lost.
     """
-    settings = logging_settings()
-    engine = open_database(settings)
-    require_migrated(engine)
-    with until_stopped() as stop, redis_server(settings) as redis:
-        require_redis_version(redis.url)
-        _bind_if_reachable(engine, settings, redis.url)
-        _run_tasks(settings, redis, stop)
-
-
-def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> list[PeriodicTask]:
-    """Return everything the clock does. `ensure_redis` starts the embedded Valkey if it is needed and not running."""
-    engine, settings = services.engine, services.settings
-    tasks = [
-        PeriodicTask("redis", settings.sweep_seconds, ensure_redis),
-        PeriodicTask("heartbeat", min(settings.sweep_seconds, CLOCK_HEARTBEAT_SECONDS), partial(heartbeat, engine)),
-        PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
-        PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
-        PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
-        PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
-    ]
-    if settings.auto_join is AutoJoinMode.PROVISION:
-        ring = partial(ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
-        tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
-    if settings.http_hooks:
-        ring = partial(ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
-        tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
-    if settings.revoke_sessions:
-        ring = partial(ring_if_waiting, services.sessions_bell, partial(sessions.waiting, engine))
-        tasks.append(PeriodicTask("sessions", settings.repair_seconds, ring))
-    return tasks
+    programs.run_clock(logging_settings())
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

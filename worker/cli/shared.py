@@ -1,26 +1,31 @@
 """What several commands need: who calls, and an open database, Redis and WorkOS."""
 
+from __future__ import annotations  # so that an annotation imports nothing
+
 import getpass
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
-from sqlalchemy import Engine
 
-from models.tables import Via
-from worker import bootstrap
-from worker.audit import Actor
-from worker.bootstrap import Services, build_services, require_migrated
+from models.enums import Via
 from worker.errors import UnknownIdError
-from worker.logs import configure
-from worker.processes.embedded import redis_server
-from worker.repair.environment import bind, connect, require_same_environment
-from worker.settings import Settings, load_settings
-from worker.workos_api.client import WorkOSClient
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from worker import audit, bootstrap, database, logs
+    from worker import settings as configuration
+    from worker.processes import embedded
+    from worker.repair import environment
+    from worker.reports import lookup
+    from worker.workos_api import client
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 T = TypeVar("T")
 
@@ -36,9 +41,14 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
-def actor(reason: str | None) -> Actor:
+def actor(reason: str | None) -> audit.Actor:
     """Return the person at the command line with the reason they give."""
-    return Actor(operator(), Via.CLI, reason)
+    return audit.Actor(operator(), Via.CLI, reason)
+
+
+def organization_id(engine: Engine, name: str | None, *, unmirrored: bool = False) -> str | None:
+    """Return the id of the workspace that an option names, as `lookup.organization_id`; None if it is not given."""
+    return None if name is None else lookup.organization_id(engine, name, unmirrored=unmirrored)
 
 
 def known(found: T | None, otherwise: str) -> T:
@@ -58,16 +68,16 @@ def until_stopped() -> Iterator[threading.Event]:
     yield stop
 
 
-def logging_settings(*required: str, **given: int | None) -> Settings:
+def logging_settings(*required: str, **given: int | None) -> configuration.Settings:
     """Return the settings as `load_settings` does, and send the log to standard error in the format they name."""
-    settings = load_settings(*required, **given)
-    configure(settings.log_format)
+    settings = configuration.load_settings(*required, **given)
+    logs.configure(settings.log_format)
     return settings
 
 
-def open_database(settings: Settings) -> Engine:
+def open_database(settings: configuration.Settings) -> Engine:
     """Return an engine that is disposed when the command ends."""
-    engine = bootstrap.open_database(settings)
+    engine = database.open_database(settings)
     click.get_current_context().call_on_close(engine.dispose)
     return engine
 
@@ -75,19 +85,21 @@ def open_database(settings: Settings) -> Engine:
 def migrated_engine() -> Engine:
     """Return an engine of the database; raise `ConfigurationError` if it is not at the newest revision."""
     engine = open_database(logging_settings())
-    require_migrated(engine)
+    database.require_migrated(engine)
     return engine
 
 
 @contextmanager
-def open_services(settings: Settings) -> Iterator[Services]:
+def open_services(settings: configuration.Settings) -> Iterator[bootstrap.Services]:
     """Yield the services of a process, with the embedded Valkey if REDIS_URL is not set."""
-    with redis_server(settings) as redis, closing(build_services(settings, redis.url)) as services:
+    with embedded.redis_server(settings) as redis, closing(bootstrap.build_services(settings, redis.url)) as services:
         yield services
 
 
 @contextmanager
-def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple[Services, WorkOSClient]]:
+def reaching_workos(
+    settings: configuration.Settings, *, bound: bool = True
+) -> Iterator[tuple[bootstrap.Services, client.WorkOSClient]]:
     """Yield the services of a process and a WorkOS client, after checking that the database mirrors this environment.
 
     With `bound`, a new database is bound to this environment.
@@ -98,7 +110,7 @@ def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple
         WorkOSError: WorkOS does not answer.
     """
     with open_services(settings) as services:
-        require_migrated(services.engine)
-        with closing(connect(settings, services.redis, services.counters)) as workos:
-            (bind if bound else require_same_environment)(services.engine, workos, settings)
+        database.require_migrated(services.engine)
+        with closing(environment.connect(settings, services.redis, services.counters)) as workos:
+            (environment.bind if bound else environment.require_same_environment)(services.engine, workos, settings)
             yield services, workos

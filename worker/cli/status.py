@@ -1,26 +1,33 @@
 """`workos-sync status`."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import click
-from redis import Redis
-from sqlalchemy import Engine
 
-from models import database
-from models.types import Record
-from worker.bootstrap import report_redis
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit, shown
 from worker.cli.shared import logging_settings, migrated_engine
 from worker.errors import ConfigurationError
-from worker.processes.embedded import redis_url
-from worker.reports.conditions import Severity, duration
-from worker.reports.health import Health
-from worker.reports.verdict import Verdict, as_report, describe_run, judge
-from worker.settings import Settings
+from worker.lazy import lazy_imports
+
+with lazy_imports():
+    from models import database, types
+    from worker import bootstrap
+    from worker import settings as configuration
+    from worker.processes import embedded
+    from worker.reports import conditions
+    from worker.reports import health as healths
+    from worker.reports import verdict as verdicts
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from sqlalchemy import Engine
 
 WATCH_SECONDS = 2.0
 
@@ -43,24 +50,24 @@ def status(watch: float | None, as_json: bool) -> None:
     if watch is not None and (as_json or not output.on_terminal()):
         raise click.UsageError("--watch needs a terminal, and cannot be combined with --json")
     settings = logging_settings()
-    engine, redis = migrated_engine(), report_redis(redis_url(settings))
+    engine, redis = migrated_engine(), bootstrap.report_redis(embedded.redis_url(settings))
     if watch is not None:
         sys.exit(_watch(engine, redis, settings, watch))
-    verdict = judge(engine, redis, settings)
+    verdict = verdicts.judge(engine, redis, settings)
     if as_json:
-        output.json(as_report(verdict))
+        output.json(verdicts.as_report(verdict))
     elif output.on_terminal():
         output.lines(_for_people(verdict))
     else:
-        output.tab_separated(("field", "value"), _flat(as_report(verdict)))
+        output.tab_separated(("field", "value"), _flat(verdicts.as_report(verdict)))
     sys.exit(_exit_code(verdict))
 
 
-def _exit_code(verdict: Verdict) -> int:
-    return 0 if verdict.severity is Severity.OK else 1
+def _exit_code(verdict: verdicts.Verdict) -> int:
+    return 0 if verdict.severity is conditions.Severity.OK else 1
 
 
-def _watch(engine: Engine, redis: Redis, settings: Settings, seconds: float) -> int:
+def _watch(engine: Engine, redis: Redis, settings: configuration.Settings, seconds: float) -> int:
     """Show the report again and again until Ctrl-C; return the exit code of the last one."""
     from rich.console import Console  # noqa: PLC0415 - only this option needs rich, which takes long to import
     from rich.live import Live  # noqa: PLC0415 - as above
@@ -71,7 +78,7 @@ def _watch(engine: Engine, redis: Redis, settings: Settings, seconds: float) -> 
         try:
             while True:
                 try:
-                    verdict = judge(engine, redis, settings)
+                    verdict = verdicts.judge(engine, redis, settings)
                     lines, exit_code = _for_people(verdict), _exit_code(verdict)
                 except database.DATABASE_ERRORS as error:
                     saw, remedy = database.what_is_wrong(error)
@@ -83,12 +90,12 @@ def _watch(engine: Engine, redis: Redis, settings: Settings, seconds: float) -> 
 
 
 def _database_away(saw: str, remedy: str) -> Iterator[str]:
-    yield from layout.headline(Severity.PROBLEM, "the database is not available", output.width())
+    yield from layout.headline(conditions.Severity.PROBLEM, "the database is not available", output.width())
     yield ""
-    yield from layout.findings([(Severity.PROBLEM, saw, remedy)], output.width())
+    yield from layout.findings([(conditions.Severity.PROBLEM, saw, remedy)], output.width())
 
 
-def _for_people(verdict: Verdict) -> Iterator[str]:
+def _for_people(verdict: verdicts.Verdict) -> Iterator[str]:
     """Yield the verdict, what is wrong with the remedies, and the figures."""
     counts = Counter(each.severity for each in verdict.conditions)
     wrong = f" ({', '.join(output.count(number, severity) for severity, number in counts.items())})" if counts else ""
@@ -103,26 +110,34 @@ def _for_people(verdict: Verdict) -> Iterator[str]:
     yield from layout.blocks(columns, [figures], output.width())
 
 
-def _figures(health: Health) -> Iterator[tuple[str, str]]:
+def _figures(health: healths.Health) -> Iterator[tuple[str, str]]:
     """Yield the figures in groups, each with its heading. A group may be empty."""
     mirror, resync, workers = health.mirror, health.resync, health.lanes[0].workers
     age = mirror["age_seconds"]
-    yield "mirror", _joined(mirror["state"], age is not None and f"{duration(age)} old")
+    yield "mirror", _joined(mirror["state"], age is not None and f"{conditions.duration(age)} old")
     yield "complete to", f"{shown(mirror['complete_to'])} UTC" if mirror["complete_to"] else ""
-    oldest = health.pending and f"the oldest for {duration(health.oldest_pending_seconds)}"
+    oldest = health.pending and f"the oldest for {conditions.duration(health.oldest_pending_seconds)}"
     yield "events", _joined(f"{health.pending} pending", oldest, f"{health.failed} failed")
-    last = "none yet" if health.webhook_age_seconds is None else f"the last {duration(health.webhook_age_seconds)} ago"
+    last = (
+        "none yet"
+        if health.webhook_age_seconds is None
+        else f"the last {conditions.duration(health.webhook_age_seconds)} ago"
+    )
     yield "webhooks", _joined(last, health.gaps and f"{health.gaps} missing", health.late and f"{health.late} late")
-    tail = f"read every {duration(health.tail_interval_seconds)}"
+    tail = f"read every {conditions.duration(health.tail_interval_seconds)}"
     late = health.late_events and f"{health.late_events} shown late"
     yield "events API", _joined(tail, late) if health.repairs else "off: WORKOS_API_KEY is not set"
-    clock = "has never run" if health.clock_age_seconds is None else f"ran {duration(health.clock_age_seconds)} ago"
+    clock = (
+        "has never run"
+        if health.clock_age_seconds is None
+        else f"ran {conditions.duration(health.clock_age_seconds)} ago"
+    )
     yield "processes", f"{'? workers' if workers is None else output.count(len(workers), 'worker')}; the clock {clock}"
     if resync is not None:
         drift = resync.drift and output.count(sum(resync.drift.values()), "difference")
         withheld = resync.withheld and f"{resync.withheld} withheld"
-        yield "last resync", _joined(resync.status, f"{duration(resync.age_seconds)} ago", drift, withheld)
-    yield "in progress", "\n".join(map(describe_run, health.runs))
+        yield "last resync", _joined(resync.status, f"{conditions.duration(resync.age_seconds)} ago", drift, withheld)
+    yield "in progress", "\n".join(map(verdicts.describe_run, health.runs))
     for name in ("domains", "joins", "revocations"):
         yield name, output.counted({state: n for state, n in sorted(getattr(health, name).items()) if n})
     yield "missing members", f"{health.missing_joins}, by their domains" if health.missing_joins else ""
@@ -135,7 +150,7 @@ def _joined(*parts: object) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _flat(report: Record) -> Iterator[Record]:
+def _flat(report: types.Record) -> Iterator[types.Record]:
     """Yield a row for each figure, and for each problem and warning. The names are those of `--json`."""
     lists = ("problems", "warnings")
     yield {"field": "severity", "value": report["severity"]}

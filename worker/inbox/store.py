@@ -25,6 +25,10 @@ from worker.kinds import READERS
 MAX_COUNTED = 10_000
 ROW = ("id", "type", "body", "partition_key", "deliveries")
 """The columns of an event that is stored from a webhook."""
+TEST_TYPE = "workos_sync.test"
+"""The type of events that an operator sends to test the endpoint. They are no deliveries of WorkOS."""
+TEST_HEADER = "WorkOS-Sync-Test"
+"""The header of their deliveries, so that a refused one is not counted as a refused delivery of WorkOS."""
 PARTITION_KEYS = 256
 IGNORED_EARLIER = (Event.outcome == Outcome.IGNORED, Event.status == EventStatus.DONE, Event.body.is_(None))
 """The conditions for an ignored event without its payload. If its type is in `READERS`, an older release ignored it."""
@@ -98,6 +102,18 @@ def _insert(connection: Connection, rows: list[tuple[ReceivedEvent, int]]) -> di
     else:
         found = connection.execute(_accept_values(), [dict(zip(ROW, row, strict=True)) for row in values])
     return {row.id: row.deliveries for row in found}
+
+
+def accept_test(engine: Engine, event: ReceivedEvent) -> bool:
+    """Commit a test event, which has no `webhook_at` because WorkOS did not deliver it; return whether it is new.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the commit failed, or its result is unknown.
+    """
+    with single_statement(engine) as connection:
+        insert = dialect_insert(connection, Event).values(source=EventSource.WEBHOOK, **event._asdict())
+        stored = insert.on_conflict_do_nothing().returning(Event.id)
+        return connection.execute(stored).one_or_none() is not None
 
 
 def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool | None:

@@ -21,7 +21,7 @@ from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_from_api, restore_payloads
 from worker.leases import Lease
-from worker.repair.event_log import OLDEST, READABLE, EventLog
+from worker.repair.event_log import OLDEST, READABLE, EventLog, Progressed
 from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
@@ -64,7 +64,13 @@ class Position(NamedTuple):
         return max(at for at in starts if at is not None)
 
 
-def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, lag: timedelta = LAG) -> Report:
+def catch_up(
+    engine: Engine,
+    workos: WorkOSClient,
+    lease: Lease | None = None,
+    lag: timedelta = LAG,
+    progressed: Progressed = lambda _page: None,
+) -> Report:
     """Read the events API from the cursor to its newest event. Up to `lag` ago, the inbox then counts as complete.
 
     Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events have been read.
@@ -80,7 +86,7 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     settled = now - lag
     position = _position(engine, settled)
     write = lease.in_transaction if lease else in_transaction
-    events = EventLog(workos, now)
+    events = EventLog(workos, now, progressed=progressed)
     returned = new = late = 0
     for page in events.after_or_since(position.cursor, position.since(position.read_to, now)):
         new += write(engine, _store_and_advance, page, settled)
@@ -102,7 +108,13 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     return Report(returned + late, new + late, settled, missed)
 
 
-def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: timedelta = LAG) -> Report:
+def catch_up_since(
+    engine: Engine,
+    workos: WorkOSClient,
+    since: datetime,
+    lag: timedelta = LAG,
+    progressed: Progressed = lambda _page: None,
+) -> Report:
     """Read all events since a time (aware). The cursor does not move.
 
     Raises:
@@ -111,20 +123,30 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
     """
     now = workos.now()
     _require_readable(since, now)
-    events = EventLog(workos, now)
+    events = EventLog(workos, now, progressed=progressed)
     returned, new = _store_since(engine, events, since)
     events.require_all_types()
     return Report(returned, new, now - lag)
 
 
 def catch_up_by_hand(
-    engine: Engine, workos: WorkOSClient, actor: audit.Actor, since: datetime | None, lag: timedelta = LAG
+    engine: Engine,
+    workos: WorkOSClient,
+    actor: audit.Actor,
+    since: datetime | None,
+    lag: timedelta = LAG,
+    progressed: Progressed = lambda _page: None,
 ) -> Report:
-    """Catch up for an operator: as `catch_up_since`, or as `catch_up` if `since` is None. The audit records it."""
+    """Catch up for an operator: as `catch_up_since`, or as `catch_up` if `since` is None. The audit records it.
+
+    `progressed` is called with each page of events that was read.
+    """
     if since is not None:
         _require_readable(since, workos.now())
     in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=since and since.isoformat())
-    return catch_up(engine, workos, lag=lag) if since is None else catch_up_since(engine, workos, since, lag)
+    if since is None:
+        return catch_up(engine, workos, lag=lag, progressed=progressed)
+    return catch_up_since(engine, workos, since, lag, progressed)
 
 
 def _require_readable(since: datetime, now: datetime) -> None:

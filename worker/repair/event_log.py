@@ -1,6 +1,6 @@
 """Reads the WorkOS events API page by page, after a cursor or since a time. The events are not interpreted here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -19,13 +19,15 @@ EXPIRY_MARGIN = timedelta(minutes=10)
 READABLE = OLDEST - EXPIRY_MARGIN
 """A range starts at most this long ago: one that starts at `OLDEST` is too old when WorkOS evaluates it."""
 
+Progressed = Callable[[Page], None]
+
 
 class EventLog:
     """Reads the events of some types, by default all that are mirrored, oldest first.
 
     `now` is the current time by WorkOS's clock, aware. WorkOS refuses a query (400) if it does not know one of the
     event types. That type is then left out. `refused` has WorkOS's message for each type that is left out; an earlier
-    `EventLog` may have found them.
+    `EventLog` may have found them. `progressed` is called with each page that was read.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class EventLog:
         now: datetime,
         refused: dict[str, str] | None = None,
         types: Sequence[str] = SUBSCRIBED,
+        progressed: Progressed = lambda _page: None,
     ) -> None:
         self._workos = workos
         self._now = now
         self.refused = {} if refused is None else refused
         self._all = types
+        self._progressed = progressed
 
     def after(self, cursor: str) -> Iterator[Page]:
         """Yield the pages that follow an event.
@@ -98,6 +102,7 @@ class EventLog:
             except LastPageError as error:
                 yield error.page  # the caller stores it first
                 raise
+            self._progressed(page)
             yield page
             after, start = page.after, None
 

@@ -26,13 +26,10 @@ from worker.repair.environment import require_same_environment
 from worker.reports.conditions import Severity, duration
 from worker.reports.verdict import Verdict, judge
 from worker.settings import Reading, Settings
+from worker.webhook_endpoints import FIND_WEB, compare_event_types, is_enabled, list_endpoints, webhook_path
 from worker.workos_api.client import WorkOSClient
 
-WEBHOOK_PATH = "/webhooks/workos"
 SKEW_SECONDS = 5.0
-MAX_ENDPOINT_PAGES = 20
-"""Maximum number of pages read of WorkOS's list of endpoints."""
-FIND_WEB = "let the URL lead to web, and set the same WEBHOOK_PATH_TOKEN there as here"
 AskRoute = Callable[[str], int | None]
 """Returns the status with which a URL answers a GET; None if it does not answer from here.
 
@@ -281,52 +278,6 @@ def _endpoint(name: str, row: JsonObject, remedy: str) -> Check:
         saw = f"{host} is subscribed to event types that are not needed: {', '.join(extra)}"
         return _warning(name, saw, remedy)
     return _ok(name, f"{host}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
-
-
-def webhook_path(settings: Settings, *, masked: bool = False) -> str:
-    """Return the path at which `web` accepts deliveries. `masked` hides the token in it."""
-    token = settings.webhook_path_token
-    if token is None:
-        return WEBHOOK_PATH
-    return f"{WEBHOOK_PATH}/{'<WEBHOOK_PATH_TOKEN>' if masked else token.get_secret_value()}"
-
-
-def list_endpoints(workos: WorkOSClient) -> tuple[list[JsonObject], bool]:
-    """Return the webhook endpoints of the WorkOS environment, as WorkOS describes them, and whether these are all."""
-    found: list[JsonObject] = []
-    after: str | None = None
-    for _ in range(MAX_ENDPOINT_PAGES):
-        page = workos.webhook_endpoints(after)
-        found += [row for row in page.items if isinstance(row, dict)]
-        if (after := page.after) is None:
-            return found, True
-    return found, False
-
-
-def is_enabled(endpoint: JsonObject) -> bool | None:
-    """Return whether WorkOS sends deliveries to an endpoint; None if the object does not say so.
-
-    WorkOS's emulator sends `enabled` in place of `status`.
-    """
-    status, enabled = endpoint.get("status"), endpoint.get("enabled")
-    if isinstance(status, str):
-        return status == "enabled"
-    return enabled if isinstance(enabled, bool) else None
-
-
-def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]] | None:
-    """Return the needed event types that an endpoint lacks, and the types that it has but does not need.
-
-    None if the object has no list of event types. An endpoint with an empty list receives all types. WorkOS's emulator
-    does so; the service itself is not documented (docs/workos.md).
-    """
-    subscribed = endpoint.get("events")
-    if not isinstance(subscribed, list):
-        return None
-    if not subscribed:
-        return [], ["all others"]
-    types = set(map(str, subscribed))
-    return sorted(set(SUBSCRIBED) - types), sorted(types - set(SUBSCRIBED))
 
 
 def _doorbell(redis: Redis) -> Check:

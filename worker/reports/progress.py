@@ -1,9 +1,11 @@
-"""Progress of a run, read from the database, and a progress bar for the terminal."""
+"""Progress of a run, read from the database, and of a catch-up; on a terminal, with rate and time remaining."""
 
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +13,8 @@ from sqlalchemy import Engine, func, select
 
 from models.database import read_transaction
 from models.tables import Listing, ListingState, Read, Run, Task
+from worker.decision.payload import parse_time
+from worker.workos_api.client import Page
 
 REFRESH_SECONDS = 0.25
 
@@ -29,6 +33,36 @@ def progress(engine: Engine, run_id: str) -> Iterator[None]:
     finally:
         finished.set()
         bar.join()
+
+
+@contextmanager
+def reading_events(start: datetime | None) -> Iterator[Callable[[Page], None]]:
+    """Yield a function that takes each page of events that was read, and shows their number and rate.
+
+    With `start`, the time from which they are read, it also shows the time remaining. It shows nothing if standard
+    error is not a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _page: None
+        return
+    began, number = time.monotonic(), 0
+    columns = (TextColumn("{task.completed:.0f} events read"), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("events", total=None, speed="")
+
+        def show(page: Page) -> None:
+            nonlocal number
+            number += len(page.items)
+            seconds = time.monotonic() - began
+            speed = f"{number / max(seconds, 0.001):.0f}/s"
+            last = page.items[-1] if page.items else None
+            at = parse_time(last.get("created_at")) if isinstance(last, dict) else None
+            if start is not None and at is not None and at > start:
+                part = (at - start) / max(page.read_at - start, at - start)
+                speed += f", about {seconds / part - seconds:.0f} s remaining"
+            bar.update(task, completed=number, speed=speed)
+
+        yield show
 
 
 def _show_bar(engine: Engine, run_id: str, finished: threading.Event) -> None:

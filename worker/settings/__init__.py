@@ -34,6 +34,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    bind: Annotated[str, parsed(values.address)] = "0.0.0.0"  # noqa: S104 - containers and proxies need it
     listen_fds: Annotated[int, Field(ge=0, le=1024)] = 0
     database_url: Annotated[str, AfterValidator(values.database), Field(repr=False)] = DEFAULT_DATABASE_URL
     database_schema: Annotated[str, parsed(values.schema)] | None = None

@@ -3,13 +3,15 @@
 Values are stripped, and blank ones count as not set, except for the settings in `RESTRICTIONS`.
 """
 
+import os
 import re
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
+from dotenv import dotenv_values
 
 ENV_FILE = Path(".env")
 INVISIBLE = "\ufeff\u200b"
@@ -30,7 +32,7 @@ class Given(NamedTuple):
 
 def environment() -> dict[str, Given]:
     """Return all environment variables by lower-case name."""
-    return _stripped(EnvSettingsSource(BaseSettings), "environment")
+    return _stripped(os.environ, "environment")
 
 
 def env_file() -> dict[str, Given]:
@@ -38,15 +40,15 @@ def env_file() -> dict[str, Given]:
     try:
         if ENV_FILE.is_file() and "\0" in ENV_FILE.read_text("utf-8-sig"):
             raise ValueError("is not UTF-8, but perhaps UTF-16; save it as UTF-8")
-        return _stripped(DotEnvSettingsSource(BaseSettings, ENV_FILE, "utf-8-sig"), ".env")
+        return _stripped(dotenv_values(ENV_FILE, encoding="utf-8-sig"), ".env")
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8, but perhaps UTF-16; save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}; make it readable, or remove it") from error
 
 
-def _stripped(source: EnvSettingsSource, origin: str) -> dict[str, Given]:
-    return {name: Given(_strip(text or ""), origin) for name, text in source.env_vars.items()}
+def _stripped(source: Mapping[str, str | None], origin: str) -> dict[str, Given]:
+    return {name.lower(): Given(_strip(text or ""), origin) for name, text in source.items()}
 
 
 def _strip(text: str) -> str:

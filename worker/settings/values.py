@@ -7,11 +7,10 @@ the remedy. No message quotes a secret.
 import base64
 import re
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BeforeValidator
-from redis import ConnectionPool
-from redis.connection import parse_url
 
 from models.database import SCHEMA_NAME, database_url
 from models.ip_addresses import network_of
@@ -177,8 +176,10 @@ def schema(raw: str) -> str:
 
 def redis(raw: str) -> str:
     """Check the URL of a Redis, and its options. Nothing connects."""
+    from redis import connection  # noqa: PLC0415 - takes a quarter of a second, and most commands need no Redis
+
     try:
-        parse_url(raw)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        connection.parse_url(raw)  # type: ignore[no-untyped-call]  # redis-py has no types for it
         names = {name for name, _ in parse_qsl(urlsplit(raw).query, keep_blank_values=True)}
     except ValueError:
         # The original message may quote a password.
@@ -187,10 +188,18 @@ def redis(raw: str) -> str:
     if unknown := sorted(name for name in names - REDIS_OPTIONS if not re.fullmatch(named, name)):
         raise ValueError(f"has options that cannot be used: {', '.join(unknown)}; remove them")
     try:
-        ConnectionPool.from_url(raw).make_connection()
+        connection.ConnectionPool.from_url(raw).make_connection()
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"has an option that redis-py does not accept, among {', '.join(sorted(names))}") from None
     return raw
+
+
+def address(raw: str) -> str:
+    """Check an IP address of this machine, to listen on."""
+    try:
+        return str(ip_address(raw))
+    except ValueError:
+        raise ValueError("is not an IP address; write 127.0.0.1, 0.0.0.0 or ::1, and the port in PORT") from None
 
 
 def network(raw: str) -> str:

@@ -171,11 +171,7 @@ class WorkOSClient:
 
     def revoke_session(self, id: str) -> None:
         """End a session; raise as `create_membership`. WorkOS may answer without a body."""
-        try:
-            self._once("post", ("user_management", "sessions", "revoke"), {"session_id": id})
-        except CallError as error:
-            if error.name != NOTHING:
-                raise _translated(error, ("user_management", "sessions")) from error
+        self._send_for_nothing("post", ("user_management", "sessions", "revoke"), {"session_id": id})
 
     def webhook_endpoints(self, after: str | None) -> Page:
         """List webhook endpoints, oldest first."""
@@ -192,6 +188,15 @@ class WorkOSClient:
     def update_webhook_endpoint(self, id: str, types: Sequence[str]) -> JsonObject:
         """Enable an endpoint, with exactly these event types."""
         return self._send("patch", ("webhook_endpoints", id), {"events": list(types), "status": "enabled"})
+
+    def delete_webhook_endpoint(self, id: str) -> None:
+        """Delete an endpoint: WorkOS sends nothing more to it.
+
+        Raises:
+            NotFoundError: WorkOS has no endpoint with this id.
+            WorkOSError: it may or may not have been done.
+        """
+        self._send_for_nothing("delete", ("webhook_endpoints", id), {})
 
     def now(self) -> datetime:
         """Return WorkOS's time, in UTC and whole seconds. Makes a call, so it also shows whether WorkOS answers."""
@@ -223,6 +228,14 @@ class WorkOSClient:
             return self._once(method, path, body, deadline).body
         except CallError as error:
             raise _translated(error, path) from error
+
+    def _send_for_nothing(self, method: str, path: tuple[str, ...], body: JsonObject) -> None:
+        """Write, as `_send`, what WorkOS may answer without a body."""
+        try:
+            self._once(method, path, body)
+        except CallError as error:
+            if error.name != NOTHING:
+                raise _translated(error, path) from error
 
     def _once(self, method: str, path: tuple[str, ...], sent: JsonObject, deadline: float = math.inf) -> Answer:
         user_limit = USER_READS if method == "get" else USER_WRITES

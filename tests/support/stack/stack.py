@@ -63,6 +63,7 @@ class Stack:
             "DATABASE_URL": f"sqlite:///{folder / 'mirror.db'}",
             "REDIS_URL": f"unix://{folder / 'valkey.sock'}",
             "WORKOS_WEBHOOK_SECRETS": self.secret,
+            "BIND": "127.0.0.1",
             "PORT": str(self._web_port),
             "OPS_TOKENS": f"demo:{self.token}",
             "API_TOKENS": f"demo:{self.token}",

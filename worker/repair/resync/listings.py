@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
 from models.bulk import insert_new
 from models.database import read_transaction
@@ -15,7 +15,7 @@ from worker.errors import NotFoundError
 from worker.kinds import KINDS, LISTINGS
 from worker.kinds.kind import Frequency
 from worker.kinds.membership import Membership
-from worker.kinds.organization import ORGANIZATION, Organization
+from worker.kinds.organization import ORGANIZATION
 from worker.kinds.role import Role
 from worker.repair.reads import fetch
 from worker.workos_api.client import Page, WorkOSClient
@@ -113,38 +113,6 @@ def listed_kinds(tx: Connection, run_id: str) -> set[str]:
     return {
         kind.name for kind in KINDS.values() if any(by.parent is None and by.listing in names for by in kind.shown_by)
     }
-
-
-def compared(tx: Connection, run_id: str) -> tuple[int, int | None]:
-    """Return how many organizations the run has compared completely, and their total (None: not known yet).
-
-    Both are 0 once the run's listings are deleted.
-    """
-    of_run = (Listing.run_id == run_id, Listing.parent != "")
-    incomplete = func.count().filter(Listing.state != ListingState.COMPLETE)
-    parents = select(Listing.parent, incomplete.label("incomplete")).where(*of_run).group_by(Listing.parent).subquery()
-    done = func.count().filter(parents.c.incomplete == 0)
-    number, total = tx.execute(select(done, func.count()).select_from(parents)).one()
-    # Organizations are added to the run as their listing is read.
-    names = [listing.name for listing in ORGANIZATION.listings if listing.full_resync is Frequency.ONCE]
-    read = Listing.state == ListingState.COMPLETE
-    unread = exists().where(Listing.run_id == run_id, Listing.parent == "", Listing.name.in_(names), ~read)
-    return number, None if tx.execute(select(unread)).scalar_one() else total
-
-
-def given_up(tx: Connection, run_id: str, max_tries: int) -> tuple[int, int]:
-    """Return of how many organizations a listing that a resync needs was given up, and their total.
-
-    The listing failed `max_tries` times, or was answered with 404 although the organization exists.
-    """
-    required = [name for name, (_, listing) in LISTINGS.items() if listing.required]
-    exists_here = exists().where(Organization.id == Listing.parent, Organization.deleted_by.is_(None))
-    unread = (Listing.attempts >= max_tries) | (~Listing.invalid & exists_here)
-    skipped = Listing.name.in_(required) & (Listing.state == ListingState.PARTIAL) & unread
-    parents = func.count(Listing.parent.distinct())
-    query = select(parents.filter(skipped), parents).where(Listing.run_id == run_id, Listing.parent != "")
-    number, total = tx.execute(query).one()
-    return number, total
 
 
 def _is(run_id: str, key: Key) -> tuple[ColumnElement[bool], ...]:

@@ -43,6 +43,7 @@ from worker.mirror.read_requests import request_reads
 from worker.repair.reads import Result, confirmed_read
 from worker.repair.resync import deletions, drift, listings
 from worker.repair.resync.apply_page import CAUSE, ListedPage, apply_pages
+from worker.repair.resync.coverage import compared, given_up
 from worker.repair.resync.listings import Key, Open
 from worker.runs import RUNS, create, finish
 from worker.workos_api.client import WorkOSClient
@@ -353,7 +354,7 @@ class Resync:
     def _succeed(self, tx: Connection) -> None:
         if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
             self._record_full_resync(tx)
-        skipped, total = listings.given_up(tx, self._run_id, MAX_TRIES)
+        skipped, total = given_up(tx, self._run_id, MAX_TRIES)
         if skipped:
             self._record_progress(tx, total - skipped, total)
         elif not self._run.dry_run and self._run.approves is None:
@@ -380,7 +381,7 @@ class Resync:
 
     def _fail(self, tx: Connection, error: str) -> None:
         """End the run as failed, and keep how far it got: its listings are deleted next."""
-        self._record_progress(tx, *listings.compared(tx, self._run_id))
+        self._record_progress(tx, *compared(tx, self._run_id))
         self._finish(tx, RunStatus.FAILED, error)
 
     def _record_progress(self, tx: Connection, done: int, total: int | None) -> None:

@@ -24,6 +24,7 @@ from worker.reports.listings.mirror import (
     members_page,
     people_page,
     sign_in_page,
+    with_counts,
     workspace,
     workspaces_page,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "runs_page",
     "show_event",
     "sign_in_page",
+    "with_counts",
     "workspace",
     "workspaces_page",
 ]

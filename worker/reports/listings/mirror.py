@@ -7,6 +7,7 @@ from itertools import islice
 
 from sqlalchemy import ColumnElement, Engine, FromClause, Select, Table, Text, and_, cast, exists, func, or_, select
 
+from models.addresses import normalize_domain
 from models.database import read_transaction
 from models.rows import all_rows, one_row, read_rows
 from models.tables import Change, FailedEffect
@@ -59,13 +60,37 @@ def list_workspaces(
     state: str | None = None,
     external_id: str | None = None,
     name: str | None = None,
+    domain: str | None = None,
     after: str | None = None,
     limit: int = 50,
 ) -> list[Record]:
-    """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case."""
-    named = [] if name is None else [contains(workspaces.c.name, name)]
+    """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case.
+
+    With `domain`, in any spelling, only those that have it, verified or not.
+    """
+    which = [] if name is None else [contains(workspaces.c.name, name)]
+    if domain is not None:
+        has_it = (Domain.normalized == normalize_domain(domain), Domain.deleted_by.is_(None))
+        which.append(workspaces.c.organization_id.in_(select(Domain.organization_id).where(*has_it)))
     filters = {"state": state, "external_id": external_id}
-    return _page(engine, workspaces, "organization_id", filters, after, limit, *named)
+    return _page(engine, workspaces, "organization_id", filters, after, limit, *which)
+
+
+def with_counts(engine: Engine, rows: list[Record]) -> list[Record]:
+    """Return rows of workspaces, each with its number of `members`, who have access, and of pending `invitations`."""
+    ids = [row["organization_id"] for row in rows]
+    of, sent_for = workspace_members.c.organization_id, workspace_invitations.c.organization_id
+    pending = select(sent_for, func.count().label("number")).where(workspace_invitations.c.status == "pending")
+    queries = {
+        "members": select(of, func.count().label("number")).where(of.in_(ids)).group_by(of),
+        "invitations": pending.where(sent_for.in_(ids)).group_by(sent_for),
+    }
+    with read_transaction(engine) as tx:
+        found = {
+            name: {each["organization_id"]: each["number"] for each in all_rows(tx, query)}
+            for name, query in queries.items()
+        }
+    return [row | {name: numbers.get(row["organization_id"], 0) for name, numbers in found.items()} for row in rows]
 
 
 def workspaces_page(engine: Engine, place: Place, *, search: str | None = None, deleted: bool = False) -> Page:

@@ -8,26 +8,33 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, false, func, select
 
 from models.database import read_transaction
+from models.enums import QUEUED
 from models.outcomes import Finding
 from models.rows import one_row, read_rows
 from models.tables import Drift, DriftAction, Run, RunStatus, Task
 from models.types import Record
 from worker.kinds import KINDS
 from worker.mirror.change_feed import as_json
-from worker.repair.resync.listings import compared
+from worker.repair.resync.coverage import compared
 from worker.reports.listings.names import with_names
 from worker.reports.listings.paging import Page, Place, beyond, read_page
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
 """Rows of a report fetched at once."""
-QUEUED = "queued"
-"""In filters, the status of a run that no process works on."""
 
 
-def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
-    """Return runs, newest first. A run that no process works on is `queued`."""
-    query = _matching(task=task).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
+def list_runs(
+    engine: Engine,
+    limit: int = 50,
+    *,
+    task: str | None = None,
+    status: str | None = None,
+    since: datetime | None = None,
+    after: str | None = None,
+) -> list[Record]:
+    """Return runs, newest first. A run that no process works on is `queued`, which `status` may be too."""
+    query = _matching(task=task, status=status, since=since).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
     if after is not None:
         query = query.where(*beyond(Run.created_at, Run.id, after, descending=True))
     return read_rows(engine, query)

@@ -1,0 +1,69 @@
+"""Start-up is fast: a command imports only what it needs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+SLOW = (
+    "sqlalchemy",
+    "pydantic",
+    "redis",
+    "rq",
+    "structlog",
+    "rich.console",
+    "httpx2",
+    "workos",
+    "alembic",
+    "flask",
+    "asyncio",
+)
+"""Libraries that take a tenth of a second or more to import."""
+DECLARATIONS = """
+import sys
+import click
+from worker.cli import main
+
+def show_help(group, path):
+    context = click.Context(group, info_name=path)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        command.get_help(click.Context(command, info_name=name, parent=context))
+        if isinstance(command, click.Group):
+            show_help(command, name)
+
+show_help(main, "workos-sync")
+for arguments in (["--help"], ["--version"], ["evnts"], ["events", "lst"], ["resync", "--dryrun"], ["members"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+"""
+REPORT = "import sys; from worker.cli import main; main(['events', 'list', '--json'], standalone_mode=False)"
+PRINT = "\nprint('', *(name for name in sys.argv[1:] if name in sys.modules), file=sys.stderr)"
+
+
+def imported(program: str, database_url: str = "") -> set[str]:
+    """The slow libraries that are imported when a program has ended."""
+    environment = os.environ | {"DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program + PRINT, *SLOW], capture_output=True, env=environment, text=True, check=True
+    )
+    return set(ran.stderr.splitlines()[-1].split())
+
+
+def test_help_version_and_usage_errors_import_no_slow_library() -> None:
+    assert imported(DECLARATIONS) == set()
+
+
+def test_a_report_of_the_database_imports_neither_redis_nor_workos(make_database: Any) -> None:
+    assert imported(REPORT, make_database("sqlite")) <= {
+        "sqlalchemy",
+        "pydantic",
+        "structlog",
+        "rich.console",
+        "asyncio",
+    }

@@ -1,0 +1,53 @@
+"""What `web`, `worker`, `clock` and `up` print on a terminal when they start."""
+
+from collections.abc import Iterator, Sequence
+from socket import socket
+
+from models.database import database_url, place_of
+from worker.processes.embedded import redis_url
+from worker.reports.conditions import duration
+from worker.settings import Settings
+from worker.settings.masks import masked_url
+from worker.webhook_endpoints import webhook_path
+
+ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
+"""How programs on this machine reach the addresses that mean all."""
+
+
+def announcement(command: str, settings: Settings, sockets: Sequence[socket]) -> str:
+    """Return what a process does, where it listens on `sockets`, and what to do next."""
+    parts = {"web": _web(settings, sockets), "worker": _worker(settings), "clock": _clock(settings)}
+    lines = [line for name, part in parts.items() if command in (name, "up") for line in part]
+    rest = {"web": "worker and clock", "worker": "web and clock", "clock": "web and worker"}.get(command)
+    start = f"start {rest} too, then run" if rest else "run"
+    where = f"database {place_of(database_url(settings.database_url))}, Redis {masked_url(redis_url(settings))}"
+    lines += [f"Next: {start} workos-sync doctor", "Ctrl-C stops it."]
+    return "\n  ".join([f"workos-sync {command} ({where})", *lines])
+
+
+def _web(settings: Settings, sockets: Sequence[socket]) -> Iterator[str]:
+    for url in dict.fromkeys(url_of(*each.getsockname()[:2]) for each in sockets):
+        yield f"Receives webhooks at {url}{webhook_path(settings, masked=True)}"
+        yield f"Pages: {url}/ops/" if settings.ops_tokens else "Pages are off: set OPS_TOKENS to name:token"
+        yield f"API: {url}/api/v1/" if settings.api_tokens else "The API is off: set API_TOKENS to name:token"
+
+
+def _worker(settings: Settings) -> Iterator[str]:
+    number = settings.worker_processes
+    yield f"Applies events with {number} {'process' if number == 1 else 'processes'}, and runs long jobs"
+    if not settings.repairs:
+        yield "Does not call WorkOS: set WORKOS_API_KEY and WORKOS_CLIENT_ID to recover lost webhooks"
+
+
+def _clock(settings: Settings) -> Iterator[str]:
+    if settings.repairs:
+        resync, catch_up = duration(settings.resync_seconds), duration(settings.catch_up_seconds)
+        yield f"Starts a resync every {resync}, a catch-up every {catch_up}, and retention"
+    else:
+        yield "Starts retention"
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL without a path at which programs on this machine reach an address that `web` listens on."""
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"http://{ANY.get(host, bracketed)}:{port}"
