@@ -77,6 +77,8 @@ CHANGES_LOCK = 0x776F_0002
 """PostgreSQL advisory lock: held from the assignment of ids in `changes` to the commit."""
 MIGRATION_LOCK = 0x776F_0003
 """PostgreSQL advisory lock: one migration at a time."""
+INDEX_LOCK = 0x776F_0004
+"""PostgreSQL advisory lock of a session: one process at a time builds indexes concurrently."""
 
 
 def database_url(raw: str) -> URL:

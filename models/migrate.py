@@ -1,15 +1,16 @@
 """Migrations, run by Alembic from the installed package."""
 
+import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, insert, inspect, select, text, update
+from sqlalchemy import Connection, Engine, func, insert, inspect, select, text, update
 from sqlalchemy.schema import CreateIndex, CreateSchema, DropIndex
 
-from models.database import MIGRATION_LOCK, advisory_lock, create_folder, write_transaction
+from models.database import INDEX_LOCK, MIGRATION_LOCK, advisory_lock, create_folder, write_transaction
 from models.public_domains import refresh
 from models.revisions import FORMER_VERSIONS, VERSIONS, known_revisions, newest_revision, refused, stored_revision
 from models.tables import Base
@@ -84,6 +85,10 @@ def _create_large_indexes(engine: Engine) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()  # the pool's connections keep their `lock_timeout`
         connection.exec_driver_sql("SET lock_timeout = 0")
+        # PostgreSQL waits for older statements before it completes an index. One that waits for a lock would be among
+        # them, and both would wait for each other; so this asks again and again instead.
+        while not connection.execute(select(func.pg_try_advisory_lock(INDEX_LOCK))).scalar_one():
+            time.sleep(1)
         for index in indexes:
             if connection.execute(UNFINISHED, {"name": index.name}).scalar_one():
                 connection.execute(DropIndex(index))

@@ -22,7 +22,7 @@ from models.types import db_now_plus
 from tests import support
 from tests.support import apply_all, statuses
 from tests.support.catalog import catalog, drop_schema
-from tests.support.processes import Commands, eventually
+from tests.support.processes import eventually
 from tests.support.stories import new_users, store
 
 RELEASE_1_0_0 = Path(support.__file__).parent / "release_1_0_0"
@@ -40,12 +40,12 @@ def test_file_names_begin_with_their_revision_and_sort_in_order() -> None:
     assert list(known_revisions()) == [script.revision for script in scripts.walk_revisions()][::-1]
 
 
-@pytest.mark.long
-def test_two_processes_migrate_at_once(empty_url: str, engine: Engine, commands: Commands) -> None:
-    commands.settings |= {"DATABASE_URL": empty_url}
-    both = [commands.start("migrate") for _ in range(2)]
-    for command in both:
-        assert command.process.wait(90) == 0, command.output()
+def test_migrations_at_once_wait_for_each_other(empty_url: str, engine: Engine) -> None:
+    engines = [open_engine(empty_url) for _ in range(3)]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(upgrade, engines))
+    for opened in engines:
+        opened.dispose()
     assert current_revision(engine) == newest_revision()
     store(engine, new_users(2))
     apply_all(engine)
