@@ -12,7 +12,7 @@ from models.database import session
 from models.views import member_permissions, seats, workspace_members, workspaces
 from tests.benchmarks.access import calls_of, fill, past_calls, plan, plans
 from tests.benchmarks.history import fill_inbox
-from worker.repair.replay import Selection
+from worker.inbox.selection import Selection
 from worker.reports.listings import Place, events_page, failures
 
 MEMBERS = 20_000

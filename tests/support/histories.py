@@ -36,6 +36,7 @@ from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import BusyError, OperatorError, WorkOSError
 from worker.inbox.drain import DrainLimits
+from worker.inbox.selection import Selection
 from worker.kinds import KINDS
 from worker.kinds.membership import MEMBERSHIP
 from worker.kinds.organization import Organization
@@ -48,7 +49,6 @@ from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.reads import work_due
-from worker.repair.replay import Selection
 from worker.repair.resync.resync import start
 from worker.runs import lease
 

@@ -23,6 +23,7 @@ from tests.support.resync import changes as number_of_changes
 from webhooks.api.changes import MAX_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.inbox.selection import Selection
 from worker.mirror import change_feed
 from worker.mirror.retention import Periods, retain
 from worker.repair import replay as replays
@@ -157,7 +158,7 @@ def test_events_replays_and_resyncs_are_readable(endpoint: FlaskClient, engine: 
     assert [row["id"] for row in answer(endpoint, "events", status="failed")["items"]] == [story["failed"]["id"]]
     event = answer(endpoint, f"events/{story['user']['id']}")
     assert event["outcome"] == "applied" and event["body"]["id"] == story["user"]["id"] and len(event["changes"]) == 1
-    replay_id = replays.start(engine, replays.Selection(failed=True), by("ann", "a try"))
+    replay_id = replays.start(engine, Selection(failed=True), by("ann", "a try"))
     assert [row["id"] for row in answer(endpoint, "replays")["items"]] == [replay_id]
     assert answer(endpoint, f"replays/{replay_id}")["reason"] == "a try"
     resync_id = resync.start(engine, by("ann"))

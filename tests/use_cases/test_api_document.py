@@ -14,6 +14,7 @@ from tests.support import accept, apply_all, made, serving
 from tests.support.actors import by
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.inbox.selection import Selection
 from worker.repair import replay as replays
 from worker.repair.resync import resync
 
@@ -39,7 +40,7 @@ def document(local: Callable[..., Services]) -> Iterator[Any]:
     accept(endpoint, made("invitation.created"), made("connection.activated"))
     accept(endpoint, made("organization_domain.verified", state="verified"), made("user.updated") | {"data": None})
     apply_all(services.engine)
-    replays.start(services.engine, replays.Selection(failed=True), by("ann"))
+    replays.start(services.engine, Selection(failed=True), by("ann"))
     resync.start(services.engine, by("ann"))
     with serving(app) as url:
         described = endpoint.get("/api/v1/openapi.json").json

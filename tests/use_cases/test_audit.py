@@ -33,11 +33,11 @@ from worker.bootstrap import Services
 from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.errors import BusyError, ConfigurationError, OperatorError, UnknownIdError
 from worker.hooks import operate
+from worker.inbox.selection import Selection
 from worker.mirror import auto_join_policy, role_map
 from worker.mirror.erasure import erase_deleted, forget
 from worker.mirror.retention import Periods, retain
 from worker.repair import replay
-from worker.repair.replay import Selection
 from worker.repair.resync import resync
 
 pytestmark = pytest.mark.long

@@ -16,6 +16,7 @@ from tests.support.actors import by
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, quietly, report, resync
 from tests.support.sandbox import Sandbox
+from worker.inbox.selection import Selection
 from worker.inbox.store import ReceivedEvent
 from worker.kinds import KINDS, READERS
 from worker.kinds.membership import Membership
@@ -23,7 +24,7 @@ from worker.kinds.user import User
 from worker.mirror import erasure
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
-from worker.repair.replay import Selection, dismiss, plan
+from worker.repair.replay import dismiss, plan
 from worker.reports import listings
 from worker.workos_api.client import WorkOSClient
 

@@ -310,7 +310,7 @@ ACTIONS = {
 """The commands that act, and their actions in the audit. The others only read."""
 ENDLESS = {"up", "web", "worker", "clock"}
 """They run until they are stopped, and then exit 0: see tests/integration/test_stop.py."""
-LISTS = {"audit list", "events list", "runs list"}
+LISTS = {"audit list", "events list", "runs list", "seats"}
 """They have no finding that counts as a problem."""
 PATHS = [" ".join(path) for path, command in commands(main) if not hasattr(command, "commands") and path != ()]
 

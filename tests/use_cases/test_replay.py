@@ -15,13 +15,13 @@ from tests.support.actors import by
 from tests.support.resync import changes
 from tests.support.stories import store
 from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
+from worker.inbox.selection import Selection
 from worker.inbox.store import backlog
 from worker.kinds import READERS
 from worker.kinds.user import User
 from worker.mirror.role_map import adopt
 from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
-from worker.repair.replay import Selection
 from worker.reports import listings
 from worker.runs import lease
 

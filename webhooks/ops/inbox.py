@@ -8,9 +8,9 @@ from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period
 from webhooks.ops.shared import actor, ask_for_reason, start_run
 from worker.audit import Actor
 from worker.bootstrap import Services
+from worker.inbox.selection import Selection
 from worker.kinds import SUBSCRIBED
 from worker.repair import replay
-from worker.repair.replay import Selection
 from worker.reports import listings
 
 FILTERS = ("status", "type", "organization_id", "object_id", "fingerprint")

@@ -14,6 +14,7 @@ from worker.errors import OperatorError
 from worker.lazy import lazy_imports
 
 with lazy_imports():
+    from worker.inbox import selection
     from worker.mirror import change_feed
     from worker.repair import replay as replays
     from worker.reports import explain, listings
@@ -150,14 +151,14 @@ def replay_command(
     settings = logging_settings()
     engine = migrated_engine()
     workspace = organization_id(engine, organization, unmirrored=True)
-    selection = replays.Selection(organization_id=workspace, **selected)  # the remaining options are its fields
+    selected_events = selection.Selection(organization_id=workspace, **selected)  # the remaining options are its fields
     if dry_run:
-        planned = replays.plan(engine, selection)._asdict()
+        planned = replays.plan(engine, selected_events)._asdict()
         output.record(
             planned if as_json else planned | {"outcomes": output.counted(planned["outcomes"])}, as_json=as_json
         )
         return
-    run_id = replays.start(engine, selection, actor(reason), again=again)
+    run_id = replays.start(engine, selected_events, actor(reason), again=again)
     with open_services(settings) as services:
         finished = work_on_run(services, None, run_id)
     print_replay(replayed(engine, run_id), as_json=as_json)

@@ -11,10 +11,10 @@ from models.database import read_transaction
 from models.rows import all_rows, one_row, read_rows
 from models.tables import Cause, Change, Event, EventStatus, FailedAttempt
 from models.types import Record, inline_literal
+from worker.inbox.selection import Selection
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
 from worker.mirror.uncertainty import subject_of
-from worker.repair.replay import Selection
 from worker.reports.listings.names import with_names, workspace_names
 from worker.reports.listings.paging import Page, Place, beyond, read_page
 
