@@ -181,6 +181,7 @@ def test_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 # Each setting, however it is spelled
 
 VALID = {
+    "bind": "127.0.0.1",
     **dict.fromkeys(("port", "webhook_max_bytes"), "2000"),
     **dict.fromkeys(("listen_fds", "trusted_proxy_hops", "max_attempts", "batch_size", "hook_attempts"), "3"),
     **dict.fromkeys(("web_processes", "web_threads", "worker_processes", "webhook_tolerance_seconds"), "3"),

@@ -170,7 +170,7 @@ def test_explain_and_pages_show_the_actor(shown: tuple[Services, JSON], set_envi
     assert steps == [(None, None), ("Grace Berg (user_grace) via dashboard", OLD_NAME)]
     browser = create_app(services).test_client()
     sign_in(browser)
-    for path in (f"workspaces/{ORG}", f"explain?name={ORG}", f"events/{event['id']}"):
+    for path in (f"workspaces/{ORG}?show=changes", f"explain?name={ORG}", f"events/{event['id']}"):
         page = browser.get(f"/ops/{path}").get_data(as_text=True)
         assert "Grace Berg" in page and "dashboard" in page, path
     set_environment(DATABASE_URL=services.engine.url.render_as_string(hide_password=False))

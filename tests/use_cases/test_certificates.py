@@ -148,7 +148,7 @@ def test_view_explain_and_page_show_the_first_expiry(local: Callable[..., Servic
     assert [step["what"] for step in shown["timeline"]].count("connection.saml_certificate_renewed") == 2
     browser = create_app(services).test_client()
     sign_in(browser)
-    page = browser.get(f"/ops/workspaces/{ORG}").get_data(as_text=True)
+    page = browser.get(f"/ops/workspaces/{ORG}?show=sign_in").get_data(as_text=True)
     assert "2030-03-04" in page and "2031-05-06" not in page
     assert {row["kind"] for row in rows(engine, Change)} == {"saml_certificate", "organization", "connection"}
 

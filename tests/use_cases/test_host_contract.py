@@ -36,7 +36,7 @@ COLUMNS = {
     "seats": ("organization_id", "workspace_name", "stripe_customer_id", "external_id", "seats"),
     "changes": (
         *("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id"),
-        *("actor_id", "actor_name", "actor_source", "previous_attributes"),
+        *("actor_id", "actor_name", "actor_source", "previous_attributes", "workos_at", "workos_after"),
     ),
     "mirror_status": ("state", "complete_to", "last_resync", "age_seconds", "smallest_bound_seconds", "error"),
     "uncertain_access": ("organization_id", "user_id", "event_id", "since"),

@@ -348,7 +348,7 @@ def test_members_page_and_cli_show_invitations(
     deliver(engine, [made("organization.created"), invitation("created"), invitation("revoked", 1, id="invitation_2")])
     browser = create_app(services).test_client()
     sign_in(browser)
-    page = browser.get(f"/ops/workspaces/{ORG}").get_data(as_text=True)
+    page = browser.get(f"/ops/workspaces/{ORG}?show=invitations").get_data(as_text=True)
     assert ANN in page and "joins by accepting" in page and "until an operator unblocks" in page
     assert ANN in browser.get("/ops/explain?name=invitation_2").get_data(as_text=True)
     set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))

@@ -322,7 +322,7 @@ def test_forget_erases_at_once(gone: Engine, run_forget: Callable[..., Result]) 
 
 @pytest.mark.parametrize(
     ("user", "said"),
-    [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "no user"), ("", "no user")],
+    [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "no person"), ("", "no person")],
 )
 def test_forget_refuses_live_or_unknown_user(
     gone: Engine, run_forget: Callable[..., Result], user: str, said: str

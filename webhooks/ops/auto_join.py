@@ -63,22 +63,22 @@ def add(routes: Blueprint, services: Services) -> None:
             auto_join={"on": True, "off": False}.get(request.form.get("switch", "")),
             default_role=role if role in LOCAL_ROLES else None,
         )
-        return _apply(decision, url_for("ops.workspace", organization_id=organization_id))
+        return _apply(decision, url_for("ops.workspace", organization_id=organization_id, show="domains"))
 
     @routes.post("/workspaces/<id:organization_id>/people/<id:user_id>/unblock")
     def unblock(organization_id: str, user_id: str) -> Response:
         decision = partial(auto_join_policy.unblock, engine, organization_id, user_id)
-        return _apply(decision, url_for("ops.auto_join"))
+        return _apply(decision, url_for("ops.auto_join", show="joins"))
 
     @routes.post("/workspaces/<id:organization_id>/invitations/<id:invitation_id>/unblock")
     def unblock_invited(organization_id: str, invitation_id: str) -> Response:
         decision = partial(auto_join_policy.unblock, engine, organization_id, invitation_id)
-        return _apply(decision, url_for("ops.workspace", organization_id=organization_id))
+        return _apply(decision, url_for("ops.workspace", organization_id=organization_id, show="invitations"))
 
     @routes.post("/workspaces/<id:organization_id>/people/<id:user_id>/block")
     def block(organization_id: str, user_id: str) -> Response:
         decision = partial(auto_join_policy.block, engine, organization_id, user_id)
-        return _apply(decision, url_for("ops.auto_join"))
+        return _apply(decision, url_for("ops.auto_join", show="joins"))
 
 
 def _apply(decision: Callable[[Actor], object], back: str) -> Response:

@@ -101,7 +101,7 @@ def shown(value: object, *, age: bool = False) -> str:
         case None:
             return ""
         case datetime():
-            return _age(value) if age else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+            return _age(value) if age else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
         case bool():
             return "yes" if value else "no"
         case list():

@@ -55,7 +55,7 @@ def organization_id(engine: Engine, name: str, *, unmirrored: bool = False) -> s
     """
     found = find_organization(engine, name) or (name if unmirrored and name.startswith("org_") else None)
     if found is None:
-        raise UnknownIdError(f"the mirror has no workspace {name}")
+        raise UnknownIdError(f"the mirror has no workspace {name!r}")
     return found
 
 
@@ -63,7 +63,7 @@ def user_id(engine: Engine, name: str) -> str:
     """Return what `find_user` returns; raise `UnknownIdError` if it finds none."""
     found = find_user(engine, name)
     if found is None:
-        raise UnknownIdError(f"the mirror has no person {name}")
+        raise UnknownIdError(f"the mirror has no person {name!r}")
     return found
 
 
