@@ -343,6 +343,7 @@ def test_without_a_trusted_proxy_forwarded_protocols_are_ignored(web: tuple[Comm
 
 @pytest.mark.alone
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("db_url", ["postgresql"], indirect=True)
 def test_slow_readers_of_snapshots_do_not_delay_deliveries(
     commands: Commands, redis_url: str, db_url: str, engine: Engine
 ) -> None:

@@ -65,7 +65,7 @@ HOSTILE_IDS = [
     ),
 ]
 REASONS = HOSTILE_IDS[::12]
-"""Of the ids, those given as reasons: each makes a command do its work."""
+"""Of the ids, those given as reasons, each of which makes a command do its work, and those tried with `--json`."""
 FOR_SANDBOX = [id for id in HOSTILE_IDS if "{" not in id]
 """Its routes cannot hold a brace."""
 FAILED_FOR_ITS_ID = re.compile(r"data\.\w+: is (missing|not an id)")
@@ -407,7 +407,7 @@ def test_a_setting_that_the_client_cannot_use_is_refused_and_named(
 
 
 @pytest.mark.usefixtures("_configured")
-@pytest.mark.parametrize(("name", "value"), SENT, ids=shortened)
+@pytest.mark.parametrize(("name", "value"), SENT[::2], ids=shortened)
 def test_a_key_or_client_id_of_any_printable_characters_is_sent(
     wire: Wire, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
@@ -471,5 +471,5 @@ def test_a_command_with_a_hostile_id_ends_with_a_message(path: str) -> None:
     has_json = any(each.name == "as_json" for each in TAKING_IDS[path].params)
     for id in HOSTILE_IDS:
         for words in lines(path, TAKING_IDS[path], id):
-            for line in (words, [*words, "--json"]) if has_json else (words,):
+            for line in (words, [*words, "--json"]) if has_json and id in REASONS else (words,):
                 check(run(*line), [ascii(word[:20]) for word in line])

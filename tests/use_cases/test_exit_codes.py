@@ -405,12 +405,16 @@ def test_prepared_installation(installation: Installation, path: str, case: Case
     check(path, case, installation)
 
 
-@pytest.mark.parametrize("path", [path for path in CASES if path not in {*ENDLESS, "demo"}])
-def test_healthy_installation(installation: Installation, path: str) -> None:
+READING = [path for path in CASES if path not in {*ENDLESS, *ACTIONS, "demo"}]
+
+
+@pytest.mark.parametrize("paths", [READING, *([path] for path in ACTIONS)], ids=lambda paths: paths[0])
+def test_healthy_installation(installation: Installation, paths: list[str]) -> None:
     """Refused commands come first: they change nothing, so the others find a healthy installation too."""
-    for case in sorted(CASES[path], key=lambda case: -case.exit_code):
-        if case.prepare is None and case.exit_code < 2:
-            check(path, case, installation)
+    for path in paths:
+        for case in sorted(CASES[path], key=lambda case: -case.exit_code):
+            if case.prepare is None and case.exit_code < 2:
+                check(path, case, installation)
 
 
 def whole(path: str, line: str | None = None) -> list[str]:

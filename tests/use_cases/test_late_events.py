@@ -24,7 +24,7 @@ from worker.inbox.drain import DrainLimits
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.workos_api import client
 
-EXAMPLES = int(os.environ.get("LATE_EVENTS_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("LATE_EVENTS_EXAMPLES", "12"))
 SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck])
 LAG = timedelta(seconds=60)
 LATEST_SECONDS = 3600

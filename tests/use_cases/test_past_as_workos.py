@@ -28,7 +28,7 @@ from worker.reports.past_workos import members_as_workos
 from worker.workos_api import client
 from worker.workos_api.client import WorkOSClient
 
-EXAMPLES = int(os.environ.get("AS_WORKOS_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("AS_WORKOS_EXAMPLES", "4"))
 SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=20, deadline=None, suppress_health_check=[*HealthCheck])
 BEGIN = datetime(2025, 3, 1, 12, tzinfo=UTC)
 

@@ -238,7 +238,7 @@ STOPPED = history_of(*KNOWN, "works_and_is_stopped")
 WOKEN = history_of(*KNOWN, "works_and_wakes_an_inactive_one")
 RECREATED = history_of("is_added", "is_removed", "is_deleted_and_created_again")
 HISTORIES = st.sets(st.sampled_from(Life.STEPS), max_size=5).flatmap(histories)
-EXAMPLES = int(os.environ.get("PROVISION_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("PROVISION_EXAMPLES", "7"))
 
 
 @pytest.mark.long

@@ -83,7 +83,7 @@ def test_replay_by_fingerprint_applies_each_event_once(
     both_engines: Engine, bell: Doorbell, bug: Callable[[], None]
 ) -> None:
     # On SQLite, each half waits for the endpoint's writes.
-    number = 500 if both_engines.dialect.name == "postgresql" else 160
+    number = 300 if both_engines.dialect.name == "postgresql" else 160
     fail_all(both_engines, events(number))
     kinds = listings.failures(both_engines)
     assert [kind["events"] for kind in kinds] == [number // 2] * 2
