@@ -11,6 +11,7 @@ from tests.support.cli import report, run
 from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.metrics import REFUSED, Name, counted
 from worker.reports.health import check_health
 from worker.send_test import send_test
 
@@ -67,6 +68,8 @@ def test_a_test_event_is_processed_and_counts_nowhere(
     assert health.last_webhook_at is None and health.gaps == 0
     assert health.refused is not None and {reason: n for reason, n in health.refused.items() if n} == {"mismatch": 1}
     assert not health.secret_verified
+    refused = counted(services.redis)
+    assert refused[Name(REFUSED, ("mismatch",))] == 2, "a header that anybody can send hides no refusal"
 
 
 def test_send_names_what_is_wrong(set_environment: Callable[..., None], db_url: str) -> None:
