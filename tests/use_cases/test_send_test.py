@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from models.tables import Change, Event
@@ -30,8 +31,12 @@ def apply_at_once(app: Any, engine: Engine) -> None:
 
 
 def test_a_test_event_is_processed_and_counts_nowhere(
-    set_environment: Callable[..., None], make_services: Callable[..., Services], db_url: str
+    set_environment: Callable[..., None],
+    make_services: Callable[..., Services],
+    db_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # for calls to WorkOS, not for those to this machine
     set_environment(DATABASE_URL=db_url, WORKOS_WEBHOOK_SECRETS=SECRET)
     services = make_services(ops_tokens=f"ann:{TOKEN}")
     engine = services.engine
