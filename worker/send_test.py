@@ -92,8 +92,12 @@ def send_test(engine: Engine, settings: Settings, type: str, base_url: str, *, w
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> tuple[int | None, str | None]:
     """Return the status of the answer, or None if there is none; and what is wrong, with the remedy."""
+    # HTTP is for an address of this machine or network, and the URL contains WEBHOOK_PATH_TOKEN: not for HTTP_PROXY.
+    through_proxy = url.startswith("https:")
     try:
-        status = httpx2.post(url, content=body, headers=headers, timeout=ANSWER_SECONDS).status_code
+        status = httpx2.post(
+            url, content=body, headers=headers, timeout=ANSWER_SECONDS, trust_env=through_proxy
+        ).status_code
     except NO_ANSWER as error:
         return None, f"no answer ({type(error).__name__}): start web, or name its address"
     remedy = REMEDIES.get(status, "see the log of web")

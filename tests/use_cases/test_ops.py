@@ -642,6 +642,40 @@ def test_events_are_ticked_or_selected_by_filter(ann: FlaskClient, engine: Engin
     assert "0 of 3" in ann.get(again.headers["Location"]).get_data(as_text=True)
 
 
+def shown_when(page: TestResponse) -> str:
+    """Return the time that the forms of a page send."""
+    found = re.search(r'name="shown" value="([^"]+)"', page.get_data(as_text=True))
+    assert found
+    return found[1]
+
+
+def test_only_what_had_failed_when_the_page_was_made_is_given_up(
+    ann: FlaskClient, engine: Engine, everything: dict[str, str]
+) -> None:
+    later = {"change_id": 2, "hook": "sessions", "kind": "user", "object_id": USER, "status": "failed", "attempts": 9}
+    later |= {"fingerprint": "f1", "attempted_at": db_now_plus(60)}
+    in_transaction(engine, lambda tx: tx.execute(insert(HookDelivery).values(later)))
+    forms = {
+        "events/dismiss": {"shown": shown_when(ann.get("/ops/events?since=1h"))},
+        f"failures/{everything['fingerprint']}/dismiss": {"shown": shown_when(ann.get("/ops/failures"))},
+        "hooks/sessions/dismiss": {"shown": shown_when(ann.get("/ops/hooks")), "fingerprint": "f1"},
+    }
+    in_transaction(engine, lambda tx: tx.execute(update(Event).values(processed_at=db_now_plus(60))))
+    for path, form in forms.items():
+        act(ann, path, reason="noise", **form)
+    assert noted(engine) == []
+    act(ann, "hooks/sessions/dismiss", reason="noise", fingerprint="")
+    assert [row["change_id"] for row in rows(engine, HookDelivery)] == [2], "only those without a fingerprint"
+    in_transaction(engine, lambda tx: tx.execute(update(Event).values(processed_at=db_now_plus(-60))))
+    act(ann, "events/dismiss", reason="noise", **forms["events/dismiss"])
+    assert status(engine, {"id": everything["failed"]}) == "dismissed"
+
+
+def test_a_period_stays_that_of_the_page(ann: FlaskClient, story: JSON) -> None:
+    page = ann.get("/ops/events?since=1h").get_data(as_text=True)
+    assert re.search(r'type="hidden" name="since" value="20\d\d-', page)
+
+
 def test_failures_are_grouped_with_their_workspaces(ann: FlaskClient, engine: Engine, story: JSON) -> None:
     broken = [made("organization_membership.updated") | {"event": "organization_membership.updated"} for _ in range(2)]
     for event in broken:
@@ -678,6 +712,13 @@ def test_deleted_workspaces_and_people_are_separate(ann: FlaskClient, engine: En
     for page, id in (("workspaces", ORG), ("people", USER)):
         assert id not in ann.get(f"/ops/{page}").text
         assert id in ann.get(f"/ops/{page}?state=deleted").text
+
+
+def test_nonsense_finds_nothing(ann: FlaskClient) -> None:
+    for path in ("auto-join?show=joins&state=gone", "people?email=" + "a+" * 4000, "search?q=" + "a+" * 4000):
+        assert ann.get(f"/ops/{path}").status_code == 200, path[:40]
+    form = {"csrf_token": form_token(ann.get("/ops/explain")), "id": ["event_1"] * 40_000, "reason": "noise"}
+    assert ann.post("/ops/events/dismiss", data=form).status_code == 400
 
 
 def test_a_change_that_is_no_id_retries_nothing(ann: FlaskClient, everything: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from redis import Redis
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction, read_transaction, write_transaction
-from models.tables import Drift, MirrorState, Tail
+from models.tables import Drift, Event, MirrorState, Tail
 from tests.support import JSON, accept, apply_all, rows
 from tests.support.actors import by
 from tests.support.histories import PLACES, SOME, DeathError, Simulation
@@ -170,3 +170,28 @@ def test_a_change_without_event_was_made_after_a_resync_found_no_difference(
         found.append((row["role"], row["approximate"], row["changed_after"], row["changed_before"]))
     interval = (BEGIN + timedelta(hours=2), BEGIN + timedelta(hours=3, seconds=1))
     assert found == [("member", False, None, None), ("member", True, *interval), ("admin", False, *interval)]
+
+
+def test_what_a_failed_event_may_have_changed_is_approximate(
+    one_engine: Engine, clock: Clock, sandbox: Sandbox
+) -> None:
+    clock.now = BEGIN
+    world = sandbox.world
+    organization = world.create_organization("Acme")["id"]
+    members = [world.create_membership(organization, world.create_user(f"{n}@acme.example")["id"]) for n in "ab"]
+    deliver(one_engine, world.events)
+    clock.now = BEGIN + timedelta(hours=1)
+    world.update_membership(members[0]["id"], role="admin")
+    updated = world.events[-1]
+    deliver(one_engine, [updated | {"data": updated["data"] | {"updated_at": None}}])
+    with write_transaction(one_engine) as tx:
+        tx.execute(update(Event).where(Event.id == updated["id"]).values(occurred_at=clock.now))
+        tx.execute(update(MirrorState).values(backfilled_at=BEGIN))
+        tx.execute(update(Tail).values(complete_to=clock.now + timedelta(hours=1)))
+    found = []
+    for minutes in (59, 61):
+        with read_transaction(one_engine) as tx:
+            rows_then = members_as_workos(tx, BEGIN + timedelta(minutes=minutes))
+        found.append({row["membership_id"]: (row["approximate"], row["changed_after"]) for row in rows_then})
+    exact = {each["id"]: (False, None) for each in members}
+    assert found == [exact, exact | {members[0]["id"]: (True, BEGIN + timedelta(hours=1))}]

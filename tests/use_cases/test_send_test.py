@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 
 from models.tables import Change, Event
@@ -11,6 +12,7 @@ from tests.support.cli import report, run
 from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.metrics import REFUSED, Name, counted
 from worker.reports.health import check_health
 from worker.send_test import send_test
 
@@ -29,8 +31,12 @@ def apply_at_once(app: Any, engine: Engine) -> None:
 
 
 def test_a_test_event_is_processed_and_counts_nowhere(
-    set_environment: Callable[..., None], make_services: Callable[..., Services], db_url: str
+    set_environment: Callable[..., None],
+    make_services: Callable[..., Services],
+    db_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # for calls to WorkOS, not for those to this machine
     set_environment(DATABASE_URL=db_url, WORKOS_WEBHOOK_SECRETS=SECRET)
     services = make_services(ops_tokens=f"ann:{TOKEN}")
     engine = services.engine
@@ -67,6 +73,8 @@ def test_a_test_event_is_processed_and_counts_nowhere(
     assert health.last_webhook_at is None and health.gaps == 0
     assert health.refused is not None and {reason: n for reason, n in health.refused.items() if n} == {"mismatch": 1}
     assert not health.secret_verified
+    refused = counted(services.redis)
+    assert refused[Name(REFUSED, ("mismatch",))] == 2, "a header that anybody can send hides no refusal"
 
 
 def test_send_names_what_is_wrong(set_environment: Callable[..., None], db_url: str) -> None:

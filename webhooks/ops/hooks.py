@@ -3,7 +3,7 @@
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from webhooks.ops.lists import PAGE, chosen_page
+from webhooks.ops.lists import PAGE, chosen_page, shown_at
 from webhooks.ops.shared import actor, ask_for_reason, chosen_change, row_id
 from worker.bootstrap import Services
 from worker.hooks import operate
@@ -38,13 +38,13 @@ def add(routes: Blueprint, services: Services) -> None:
     def dismiss_hook(name: str) -> Response:
         if asked := ask_for_reason(url_for("ops.hooks_page")):
             return asked
-        number = operate.dismiss(engine, name, chosen_change(), actor(), names, _fingerprint())
+        number = operate.dismiss(engine, name, chosen_change(), actor(), names, _fingerprint(), shown_at())
         return _report(number, "discarded")
 
 
 def _fingerprint() -> str | None:
-    """Return the fingerprint that the form names; None if it names none."""
-    return request.form.get("fingerprint") or None
+    """Return the fingerprint that the form names, which may be empty; None if the form is about all errors."""
+    return request.form.get("fingerprint")
 
 
 def _report(number: int, action: str) -> Response:

@@ -4,7 +4,7 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, u
 from werkzeug import Response
 
 from models.tables import EventStatus
-from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period
+from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period, shown_at
 from webhooks.ops.shared import actor, ask_for_reason, start_run
 from worker.audit import Actor
 from worker.bootstrap import Services
@@ -14,6 +14,8 @@ from worker.repair import replay
 from worker.reports import listings
 
 FILTERS = ("status", "type", "organization_id", "object_id", "fingerprint")
+MAX_TICKED = 1_000
+"""A page shows fewer. Databases refuse a statement with tens of thousands of ids."""
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -24,9 +26,13 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/events")
     def events() -> str:
-        page = listings.events_page(engine, _chosen_selection(), chosen_page())
+        selection = _chosen_selection()
+        page = listings.events_page(engine, selection, chosen_page())
         choices = {"statuses": list(EventStatus), "type_choices": [(type, type) for type in SUBSCRIBED]}
-        return render_template("ops/events.html", page=page, filters=chosen(*FILTERS, "since", "until"), **choices)
+        # Of a form that is sent later, `2h` would be another time than on this page.
+        acted_on = selection.as_json()
+        filters = chosen(*FILTERS, "since", "until")
+        return render_template("ops/events.html", page=page, filters=filters, acted_on=acted_on, **choices)
 
     @routes.get("/events/<id:event_id>")
     def event(event_id: str) -> str:
@@ -94,6 +100,8 @@ def _selected() -> Selection | None:
     if request.form.get("which") == "all":
         return _chosen_selection()
     ids = tuple(request.form.getlist("id"))
+    if len(ids) > MAX_TICKED:
+        abort(400, f"More than {MAX_TICKED} events are ticked.")
     return Selection(ids=ids) if ids else None
 
 
@@ -112,6 +120,6 @@ def _replay(services: Services, selection: Selection, *, again: bool = False) ->
 def _dismiss(services: Services, selection: Selection, back: str) -> Response:
     if asked := ask_for_reason(back):
         return asked
-    number = replay.dismiss_all(services.engine, selection, actor())
+    number = replay.dismiss_all(services.engine, selection, actor(), shown_at())
     flash(f"{number:,} failed {'event' if number == 1 else 'events'} dismissed.", "good" if number else "bad")
     return redirect(back)

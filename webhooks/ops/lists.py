@@ -38,6 +38,11 @@ def chosen_period() -> dict[str, Any]:
     return {name: _time(name) for name in ("since", "until")}
 
 
+def shown_at() -> datetime | None:
+    """Return when the page with the form was made, in UTC; None if the form does not say. 400 for anything else."""
+    return _time("shown")
+
+
 def _time(name: str) -> datetime | None:
     text = request.values.get(name, "").strip()
     try:

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, delete, func, or_, select, update
 
 from models.database import in_transaction, read_transaction
 from models.rows import all_rows, read_rows
@@ -98,7 +99,8 @@ def replay(
 ) -> int:
     """Retry all failed deliveries of a hook, only that of one change, or only those with one error.
 
-    `fingerprint` is that of the error. Returns the number of deliveries, which may be 0.
+    `fingerprint` is that of the error; empty for deliveries without one. Returns the number of deliveries, which may
+    be 0.
 
     Raises:
         UnknownIdError: the hook has never run and is not one of `names`, the configured hooks.
@@ -117,13 +119,18 @@ def dismiss(
     actor: audit.Actor,
     names: Iterable[str] = (),
     fingerprint: str | None = None,
+    failed_by: datetime | None = None,
 ) -> int:
-    """Discard failed deliveries. Arguments, result and errors are those of `replay`.
+    """Discard failed deliveries; with `failed_by`, an aware time, only those that had failed by then.
+
+    The other arguments, the result and the errors are those of `replay`.
 
     Raises:
         ConfigurationError: `actor` gives no reason.
     """
     gone = delete(HookDelivery).where(*_failed(hook, change_id, fingerprint))
+    if failed_by is not None:
+        gone = gone.where(or_(HookDelivery.attempted_at.is_(None), HookDelivery.attempted_at <= failed_by))
     require_hook(engine, hook, names)
     return in_transaction(engine, _decide, gone, Action.DISMISS_DELIVERIES, hook, change_id, fingerprint, actor)
 
@@ -151,5 +158,5 @@ def _failed(hook: str, change_id: int | None, fingerprint: str | None) -> list[C
     if change_id is not None:
         found.append(HookDelivery.change_id == change_id)
     if fingerprint is not None:
-        found.append(HookDelivery.fingerprint == fingerprint)
+        found.append(HookDelivery.fingerprint.is_not_distinct_from(fingerprint or None))
     return found

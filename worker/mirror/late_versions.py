@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from models.bulk import insert_new, is_any_of
 from models.outcomes import Outcome
@@ -43,14 +43,10 @@ def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Itera
     times: dict[Subject, list[datetime]] = defaultdict(list)
     for subject, at in arrived:
         times[subject].append(at)
-    columns = (Event.id, Event.kind, Event.object_id, Event.occurred_at, Event.outcome)
-    known = select(*columns).where(is_any_of(tx, Event.object_id, {each.object_id for each in late}))
-    won: set[str] = set()
-    for event in tx.execute(known):
-        if event.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
-            won.add(event.id)
-        if event.occurred_at is not None:
-            times[event.kind, event.object_id].append(event.occurred_at)
+    ids = is_any_of(tx, Event.id, [each.event_id for each in late])
+    won = set(
+        tx.execute(select(Event.id).where(ids, Event.outcome.in_((Outcome.APPLIED, Outcome.UNCHANGED)))).scalars()
+    )
     rows = [
         {
             "event_id": each.event_id,
@@ -59,7 +55,7 @@ def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Itera
             "organization_id": each.organization_id,
             "content": each.content,
             "workos_at": each.state.since,
-            "workos_until": min(_next_times(each, times[each.kind, each.object_id]), default=None),
+            "workos_until": min(_next_times(tx, each, times[each.kind, each.object_id]), default=None),
             "actor_id": each.origin.actor_id,
             "actor_source": each.origin.actor_source,
         }
@@ -69,8 +65,13 @@ def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Itera
     insert_new(tx, LateVersion, rows)
 
 
-def _next_times(late: LateState, times: Iterable[datetime]) -> Iterator[datetime]:
+def _next_times(tx: Connection, late: LateState, times: Iterable[datetime]) -> Iterator[datetime]:
     """Yield when later versions began."""
+    # An object may have tens of thousands of events, so the database chooses the next.
+    of_object = (Event.kind == late.kind, Event.object_id == late.object_id)
+    stored = select(func.min(Event.occurred_at)).where(*of_object, Event.occurred_at > late.state.version.event_at)
+    if (stored_at := tx.execute(stored).scalar_one()) is not None:
+        yield stored_at
     yield from (at for at in times if at > late.state.version.event_at)
     current = late.current
     if current.version.from_api and not current.deleted:

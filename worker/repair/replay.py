@@ -7,6 +7,7 @@ new ones.
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import structlog
@@ -163,22 +164,25 @@ def dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     return len(dismissed)
 
 
-def dismiss_all(engine: Engine, selection: Selection, actor: audit.Actor) -> int:
+def dismiss_all(engine: Engine, selection: Selection, actor: audit.Actor, failed_by: datetime | None = None) -> int:
     """Mark all failed events of a selection as dismissed; return their number.
 
-    The audit gets one row for each `DISMISSED_AT_ONCE` events.
+    With `failed_by`, an aware time, only those that had failed by then. The audit gets one row for each
+    `DISMISSED_AT_ONCE` events.
 
     Raises:
         ConfigurationError: `actor` gives no reason.
     """
     total = 0
-    while number := in_transaction(engine, _dismiss_some, selection, actor):
+    while number := in_transaction(engine, _dismiss_some, selection, actor, failed_by):
         total += number
     return total
 
 
-def _dismiss_some(tx: Connection, selection: Selection, actor: audit.Actor) -> int:
-    failed = (*selection.matches(), Event.status == inline_literal(EventStatus.FAILED))
+def _dismiss_some(tx: Connection, selection: Selection, actor: audit.Actor, failed_by: datetime | None) -> int:
+    failed = [*selection.matches(), Event.status == inline_literal(EventStatus.FAILED)]
+    if failed_by is not None:
+        failed.append(Event.processed_at <= failed_by)
     some = select(Event.id).where(*failed).limit(DISMISSED_AT_ONCE)
     number = len(_dismiss(tx, Event.id.in_(some), actor))
     if number:

@@ -82,7 +82,8 @@ class Arrivals:
         return Chart(bars, int(width / timedelta(minutes=1)), knows_refused=refused is not None)
 
     def _count(self, tx: Connection, starts: list[datetime], width: timedelta, now: datetime) -> dict[datetime, int]:
-        known = {at: self._received[at, width] for at in starts if (at, width) in self._received}
+        received = self._received  # another thread may replace it
+        known = {at: received[at, width] for at in starts if (at, width) in received}
         unknown = [at for at in starts if at not in known]
         counted = dict(zip(unknown, tx.execute(select(*(_in_bar(at, width) for at in unknown))).one(), strict=True))
         if len(self._received) > MAX_CACHED:

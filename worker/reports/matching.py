@@ -9,6 +9,9 @@ from models.addresses import normalize_domain
 from worker.kinds.invitation import Invitation
 from worker.kinds.user import User
 
+MAX_WORDS = 20
+"""Words of a text that are searched for. Each is a condition; thousands would keep the database busy for seconds."""
+
 
 def is_person(text: str) -> ColumnElement[bool]:
     """Return the condition that a user's name and address contain each word of `text`, or the address a part of it."""
@@ -23,8 +26,9 @@ def has_part_of_address(table: type[User] | type[Invitation], text: str) -> Colu
 
 
 def contain_words(columns: Sequence[SQLColumnExpression[Any]], text: str) -> ColumnElement[bool]:
-    """Return the condition that each word of a text is in one of the columns, in any case."""
-    return and_(*(or_(*(contains(column, word) for column in columns)) for word in text.split()))
+    """Return the condition that each of the first `MAX_WORDS` words is in one of the columns, in any case."""
+    words = text.split()[:MAX_WORDS]
+    return and_(*(or_(*(contains(column, word) for column in columns)) for word in words))
 
 
 def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:

@@ -13,12 +13,26 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import CTE, ColumnElement, Connection, Text, bindparam, case, cast, column, func, literal, null, select
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    Text,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from models.bulk import is_any_of
 from models.rows import all_rows
-from models.tables import Cause, Change, DeletedBy, LateVersion, MirrorState, Tail
+from models.tables import Cause, Change, DeletedBy, Event, FailedEffect, LateVersion, MirrorState, Tail
 from models.types import JsonObject, JsonValue, Record
 from worker.errors import NotKeptError
 from worker.kinds import Kind
@@ -27,6 +41,7 @@ from worker.kinds.organization import ORGANIZATION
 from worker.kinds.role import ROLE, Role
 from worker.kinds.user import USER
 from worker.mirror.apply import recorded_state, stored_rows
+from worker.mirror.uncertainty import ANY
 from worker.reports.past import ACCESS_FIELDS, CAUSE, PREFIX, members_over, moment_of, recorded_column, role_maps
 
 KINDS = (ORGANIZATION, USER, ROLE, MEMBERSHIP)
@@ -109,6 +124,7 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
     - `CAUSE`: the last change of the access up to then. `changed_at` is WorkOS's time.
     - `approximate`: whether it is not known if the person had this access. Those who may have had it are included.
     - `changed_after`, `changed_before`: the interval in which WorkOS changed the access, if a read found the change.
+      If a failed event may have changed it: the time of that event, if known, and None.
 
     Raises:
         FutureTimeError: the time has not come yet, by the database's clock.
@@ -132,7 +148,29 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
     if complete_to is None or at > complete_to:  # events may be missing
         missing = {"approximate": True, "changed_after": complete_to, "changed_before": None}
         members = [row | missing for row in members]
+    members = list(_with_failed_events(tx, at, members))
     return sorted(members, key=itemgetter("membership_id"))
+
+
+def _with_failed_events(tx: Connection, at: datetime, members: Sequence[Record]) -> Iterator[Record]:
+    """Yield rows; those that a failed event up to a time may have changed are approximate."""
+    affected = (FailedEffect.organization_id, FailedEffect.user_id)
+    events = select(*affected, func.min(Event.occurred_at)).outerjoin(Event, Event.id == FailedEffect.event_id)
+    of_workspaces = is_any_of(tx, FailedEffect.organization_id, {ANY, *(row["organization_id"] for row in members)})
+    until = or_(Event.occurred_at.is_(None), Event.occurred_at <= at)
+    failed = {
+        (workspace, person): event_at
+        for workspace, person, event_at in tx.execute(events.where(of_workspaces, until).group_by(*affected))
+    }
+    for row in members:
+        times = [
+            failed[each] for each in product((ANY, row["organization_id"]), (ANY, row["user_id"])) if each in failed
+        ]
+        if times:
+            known = min((time for time in times if time is not None), default=None)
+            yield row | {"approximate": True, "changed_after": known, "changed_before": None}
+        else:
+            yield row
 
 
 def workspace_as_workos(tx: Connection, at: datetime, organization_id: str) -> Record | None:

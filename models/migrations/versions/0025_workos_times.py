@@ -19,12 +19,14 @@ LATE_SINCE = "UPDATE mirror SET late_versions_since = {now} WHERE backfill_from 
 
 def upgrade() -> None:
     now = NOW[op.get_bind().dialect.name]
-    op.add_column("changes", sa.Column("workos_at", TIME))
-    op.add_column("changes", sa.Column("workos_after", TIME))
+    # In the order in which resyncs and drains, which run meanwhile, lock these tables. Otherwise one of them, or the
+    # migration, ends in a deadlock.
     op.add_column("runs", sa.Column("workos_from", TIME))
     op.add_column("mirror", sa.Column("verified_at", TIME))
     op.add_column("mirror", sa.Column("verified_rows_to", TIME))
     op.add_column("mirror", sa.Column("late_versions_since", TIME))
+    op.add_column("changes", sa.Column("workos_at", TIME))
+    op.add_column("changes", sa.Column("workos_after", TIME))
     op.get_bind().exec_driver_sql(LATE_SINCE.format(now=now))
     op.create_table(
         "late_versions",

@@ -1,9 +1,9 @@
 """Lists of auto-join: joins, missing members, and workspaces without an admin."""
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, false, select
 
 from models.database import read_transaction
-from models.tables import Join
+from models.tables import Join, JoinState
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
 from worker.reports.listings.names import with_names
@@ -11,11 +11,11 @@ from worker.reports.listings.paging import Page, Place, read_page
 
 
 def joins_page(engine: Engine, place: Place, *, state: str | None = None) -> Page:
-    """Return a page of joins, newest first, with the person's `email`, as `with_names`."""
+    """Return a page of joins, newest first, with the person's `email`, as `with_names`. An unknown state has none."""
     key = (Join.organization_id + " " + Join.user_id).label("key")
     query = select(Join.__table__, User.email, key).outerjoin(User, User.id == Join.user_id)
     if state is not None:
-        query = query.where(Join.state == state)
+        query = query.where(Join.state == state if state in list(JoinState) else false())
     with read_transaction(engine) as tx:
         page = read_page(tx, query, place, Join.created_at, key, newest_first=True)
         return page._replace(rows=with_names(tx, page.rows))
