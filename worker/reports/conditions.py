@@ -29,6 +29,8 @@ DRIFT_SECONDS = 3600.0
 HOOK_BEHIND = 1000
 REVOCATION_SECONDS = 300
 """Sessions are revoked within seconds. A deleted workspace of many members takes longer, because of the rate limit."""
+REASONS = {"mismatch": "wrong", "missing": "without one"}
+"""What people read for a reason of refused signatures."""
 RUNBOOK = "docs/operations.md"
 
 
@@ -241,7 +243,7 @@ def _refused(health: Health, *reasons: str) -> list[Occurrence]:
         bool(counts),
         Severity.PROBLEM if certain else Severity.WARNING,
         number=_number(sum(counts.values()), "delivery was", "deliveries were"),
-        by_reason=", ".join(f"{count} {reason}" for reason, count in counts.items()),
+        by_reason=", ".join(f"{count} {REASONS.get(reason, reason)}" for reason, count in counts.items()),
     )
 
 
