@@ -115,7 +115,7 @@ def _figures(health: healths.Health) -> Iterator[tuple[str, str]]:
     mirror, resync, workers = health.mirror, health.resync, health.lanes[0].workers
     age = mirror["age_seconds"]
     yield "mirror", _joined(mirror["state"], age is not None and f"{conditions.duration(age)} old")
-    yield "complete to", f"{shown(mirror['complete_to'])} UTC" if mirror["complete_to"] else ""
+    yield "complete to", shown(mirror["complete_to"])
     oldest = health.pending and f"the oldest for {conditions.duration(health.oldest_pending_seconds)}"
     yield "events", _joined(f"{health.pending} pending", oldest, f"{health.failed} failed")
     last = (

@@ -227,6 +227,9 @@ def _bound_missed(health: Health) -> list[Occurrence]:
         (old or health.all_uncertain) and health.repairs and health.mirror["state"] == "current",
         saw=saw,
         why=f" ({error})" if error else "",
+        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it"
+        if old
+        else "a full resync repairs it; the clock starts one within seconds, and a worker carries it out",
     )
 
 
@@ -386,7 +389,7 @@ CONDITIONS = (
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
         sentence="{saw}{why}",
-        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it",
+        remedy="{remedy}",
         section="The mirror is too old for the smallest bound",
         page="/ops/#workers",
     ),
