@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from sqlalchemy import Engine, select, update
 
 from models.database import in_transaction, open_engine, read_transaction
@@ -26,7 +26,6 @@ from tests.support.promtool import firing
 from tests.support.resync import quietly, settings_of
 from tests.support.sandbox import Knobs, Sandbox, populate
 
-CHROMIUM = shutil.which("chromium")
 TOKEN = "ann-signs-in-with-this-token"
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -36,10 +35,7 @@ MAX_HEIGHT_PX = 2500
 MAX_CARDS = 20
 """Rows of a page's tables, which are cards on a phone."""
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
-]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -79,28 +75,6 @@ def web(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) ->
 def site(web: tuple[Command, int]) -> str:
     """The address of a running installation whose mirror is filled."""
     return f"http://127.0.0.1:{web[1]}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails the test if a script does, or if the policy blocks anything."""
-    wrong: list[str] = []
-    context = browser.new_context(viewport=DESKTOP)  # type: ignore[arg-type]  # a dict of the right shape
-    context.set_default_timeout(TIMEOUT_MS)
-    opened = context.new_page()
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    yield opened
-    context.close()
-    assert [line for line in wrong if "401" not in line] == []
 
 
 def send(site: str, event: JSON) -> None:

@@ -49,9 +49,12 @@ def test_names_of_workspaces_and_people(set_environment: Callable[..., None], db
     )
     for command in ("members", "events list --organization", "audit list --organization", "review --organization"):
         unknown = run(*command.split(), "Acme Rock", exit_code=1).stderr
-        assert unknown == "workos-sync: the mirror has no workspace Acme Rock\n"
+        assert unknown == (
+            "workos-sync: the mirror has no workspace 'Acme Rock'; "
+            "to find one, run: workos-sync workspaces --name TEXT\n"
+        )
 
     blocked = run("auto-join", "block", "customer-1", "ada.hopper@xn--bcher-kva.example", "--reason", "x").stdout
     assert blocked == f"{USER} can no longer join {ORG} by domain\n"
     assert report("forget", "BOB@acme.example")["user"] == "user_gone"
-    assert "no person nobody@x.example" in run("forget", "nobody@x.example", exit_code=1).stderr
+    assert "no person 'nobody@x.example'" in run("forget", "nobody@x.example", exit_code=1).stderr

@@ -688,6 +688,8 @@ def test_failures_are_grouped_with_their_workspaces(ann: FlaskClient, engine: En
     shown = unescape(ann.get(f"/ops/events/{broken[0]['id']}").get_data(as_text=True))
     assert EVIL[:20] in shown.split('class="about"')[1].split("</p>")[0], "what it is about, although it failed"
     assert unescape(ann.get(f"/ops/events?organization_id={ORG}&status=failed").text).count("data.user_id") == 2
+    named = ann.get("/ops/events", query_string={"organization_id": EVIL, "status": "failed"})
+    assert unescape(named.text).count("data.user_id") == 2, "the filter also takes the workspace's name"
 
 
 def test_event_shows_each_attempt(ann: FlaskClient, engine: Engine, story: JSON) -> None:

@@ -3,7 +3,7 @@
 from flask import Blueprint, render_template
 
 from models.tables import Action, Via
-from webhooks.ops.lists import chosen, chosen_page, chosen_period
+from webhooks.ops.lists import chosen, chosen_page, chosen_period, with_workspace
 from webhooks.ops.shared import row_id
 from worker.bootstrap import Services
 from worker.reports import listings
@@ -16,6 +16,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/audit")
     def audit() -> str:
-        page = listings.audit_page(services.engine, chosen(*FILTERS), chosen_page(row_id), **chosen_period())
+        selected = with_workspace(services.engine, chosen(*FILTERS))
+        page = listings.audit_page(services.engine, selected, chosen_page(row_id), **chosen_period())
         filters = chosen(*FILTERS, "since", "until")
         return render_template("ops/audit.html", page=page, filters=filters, ways=list(Via), actions=list(Action))

@@ -1,10 +1,11 @@
 """Pages of the inbox: events with their outcomes, and failed events by error."""
 
 from flask import Blueprint, abort, flash, redirect, render_template, request, url_for
+from sqlalchemy import Engine
 from werkzeug import Response
 
 from models.tables import EventStatus
-from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period, shown_at
+from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period, shown_at, with_workspace
 from webhooks.ops.shared import actor, ask_for_reason, start_run
 from worker.audit import Actor
 from worker.bootstrap import Services
@@ -26,7 +27,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/events")
     def events() -> str:
-        selection = _chosen_selection()
+        selection = _chosen_selection(engine)
         page = listings.events_page(engine, selection, chosen_page())
         choices = {"statuses": list(EventStatus), "type_choices": [(type, type) for type in SUBSCRIBED]}
         # Of a form that is sent later, `2h` would be another time than on this page.
@@ -62,12 +63,12 @@ def _add_actions(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/events/replay")
     def replay_events() -> Response:
-        selection = _selected()
+        selection = _selected(services.engine)
         return _replay(services, selection, again=True) if selection else _nothing_selected()
 
     @routes.post("/events/dismiss")
     def dismiss_events() -> Response:
-        selection = _selected()
+        selection = _selected(services.engine)
         if selection is None:
             return _nothing_selected()
         return _dismiss(services, selection, url_for("ops.events", **chosen(*FILTERS, "since", "until")))
@@ -90,15 +91,15 @@ def _add_failures(routes: Blueprint, services: Services) -> None:
         return _dismiss(services, Selection(fingerprint=fingerprint), url_for("ops.failures"))
 
 
-def _chosen_selection() -> Selection:
+def _chosen_selection(engine: Engine) -> Selection:
     """Return the events that the filters choose."""
-    return Selection(**chosen(*FILTERS), **chosen_period())
+    return Selection(**with_workspace(engine, chosen(*FILTERS)), **chosen_period())
 
 
-def _selected() -> Selection | None:
+def _selected(engine: Engine) -> Selection | None:
     """Return the events that the form selects: those ticked, or all that match its filters. None if none is ticked."""
     if request.form.get("which") == "all":
-        return _chosen_selection()
+        return _chosen_selection(engine)
     ids = tuple(request.form.getlist("id"))
     if len(ids) > MAX_TICKED:
         abort(400, f"More than {MAX_TICKED} events are ticked.")

@@ -5,9 +5,11 @@ from datetime import datetime
 from typing import Any
 
 from flask import Flask, abort, request, url_for
+from sqlalchemy import Engine
 
 from models.types import JsonObject
 from worker.reports.listings import Place
+from worker.reports.lookup import find_organization
 from worker.times import TIME_FORMS, parse_time
 
 PAGE = 20
@@ -31,6 +33,16 @@ def chosen_page(key: Callable[[str], Any] = str) -> Place:
 def chosen(*names: str) -> dict[str, Any]:
     """Return the filters of these names that are not empty."""
     return {name: value for name in names if (value := request.values.get(name, "").strip())}
+
+
+def with_workspace(engine: Engine, filters: dict[str, Any]) -> dict[str, Any]:
+    """Return filters whose `organization_id`, an id, external id or name, is replaced by the id if one matches.
+
+    Raises:
+        AmbiguousNameError: several workspaces match.
+    """
+    name = filters.get("organization_id")
+    return filters | {"organization_id": find_organization(engine, name) or name} if name else filters
 
 
 def chosen_period() -> dict[str, Any]:

@@ -50,8 +50,8 @@ def hooks() -> None:
 @output.listing(
     Column("hook", fit=Fit.CUT),
     Column("configured"),
-    Column("behind"),
-    Column("waiting"),
+    Column("behind", "not yet sent"),
+    Column("waiting", "waiting to retry"),
     Column("failed"),
     Column("delivered_at", "last delivery"),
     Column("error", fit=Fit.WRAP),

@@ -17,7 +17,7 @@ with lazy_imports():
     from worker.inbox import selection
     from worker.mirror import change_feed
     from worker.repair import replay as replays
-    from worker.reports import explain, listings
+    from worker.reports import access, explain, listings
 
 type_option = click.option("--type", help="Only events of this type, such as user.deleted.")
 
@@ -27,7 +27,10 @@ EVENT = (
     *("dismissed_by", "dismissed_why", "traceback"),
 )
 """The fields of an event that a terminal shows, apart from its changes and payload."""
-CHANGES = (Column("at"), Column("kind"), Column("object_id"), Column("id", "change"), Column("changed", fit=Fit.WRAP))
+CHANGES = (
+    *(Column("at"), Column("kind"), Column("object_id"), Column("id", "change")),
+    *(Column("actor", fit=Fit.WRAP), Column("changed", fit=Fit.WRAP)),
+)
 
 
 @click.group()
@@ -78,7 +81,10 @@ def events_show(event_id: str, as_json: bool) -> None:
         return
     body, changes = event.pop("body"), event.pop("changes")
     output.record({name: event[name] for name in EVENT})
-    with_fields = [row | {"changed": layout.changed(explain.changed_fields([row]))} for row in changes]
+    with_fields = [
+        row | {"actor": access.actor_of(row), "changed": layout.changed(explain.changed_fields([row]))}
+        for row in changes
+    ]
     output.section("Changes", CHANGES, with_fields, lead=3)
     if body is not None:
         output.title("Payload")
@@ -105,9 +111,8 @@ def events_failures(out: output.Listing) -> None:
     rows = listings.failures(migrated_engine())
     out.show(rows)
     if rows and out.for_people:
-        output.note(
-            "to see an error: workos-sync events show EXAMPLE; to retry: workos-sync replay --fingerprint FINGERPRINT"
-        )
+        output.note("to see an event: workos-sync events show EXAMPLE")
+        output.note("to retry a group: workos-sync replay --fingerprint FINGERPRINT --reason TEXT")
     sys.exit(1 if rows else 0)
 
 

@@ -103,12 +103,12 @@ ACCESS = (
     Column("workspace_name", fit=Fit.CUT),
     Column("organization_id"),
     Column("access"),
+    Column("why", fit=Fit.WRAP),
     Column("role"),
     Column("since"),
     Column("cause", fit=Fit.WRAP),
     Column("actor", fit=Fit.WRAP),
     Column("role_cause", fit=Fit.WRAP),
-    Column("why", fit=Fit.WRAP),
 )
 TIMELINE = (
     Column("at"),

@@ -20,7 +20,7 @@ with lazy_imports():
     from worker import runs as all_runs
     from worker.repair import catch_up, work
     from worker.repair import replay as replays
-    from worker.reports import listings, progress
+    from worker.reports import effects, listings, progress
     from worker.workos_api import client
 
 if TYPE_CHECKING:
@@ -109,14 +109,29 @@ def _print_resync(engine: Engine, run: types.Record) -> None:
     differences = list(listings.drift(engine, run["id"], MAX_TABLE_ROWS + 1))
     named = listings.named(engine, differences[:MAX_TABLE_ROWS])
     if output.on_terminal():
-        named = [row | {"fields": layout.changed(row["fields"] or {})} for row in named]
+        named = [row | {"fields": layout.changed(row["fields"] or {}), **_elsewhere(row)} for row in named]
     output.section("Differences", DRIFT, named)
     if len(differences) > MAX_TABLE_ROWS:
         output.note(f"... and more. To see all: workos-sync runs show {run['id']} --json")
     if run["withheld"]:
-        approve = f"workos-sync resync --approve {run['id']} --reason TEXT"
-        withheld = output.count(run["withheld"], "deletion")
-        output.note(f"{withheld} withheld. Review the list, then run: {approve}")
+        _note_withheld(engine, run)
+
+
+def _elsewhere(row: types.Record) -> types.Record:
+    """Return the workspace of a difference, but not that of a workspace, which is the object itself."""
+    same = row["organization_id"] == row["object_id"]
+    return {"organization_id": None if same else row["organization_id"]}
+
+
+def _note_withheld(engine: Engine, run: types.Record) -> None:
+    """Print who approved the deletions that a resync withholds, or what happens if they are approved, and how."""
+    withheld = f"{output.count(run['withheld'], 'deletion')} withheld"
+    if approval := listings.approval(engine, run["id"]):
+        output.note(f"{withheld}; approved by {approval['requested_by']} in run {approval['id']}")
+        return
+    loss = effects.of_deletions(engine, run["id"])
+    output.note(f"{withheld}. If approved, {loss.losing} of {loss.members} people lose access to a workspace.")
+    output.note(f"Review the list, then run: workos-sync resync --approve {run['id']} --reason TEXT")
 
 
 @click.group()

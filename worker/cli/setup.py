@@ -93,7 +93,7 @@ def _for_people(checks: list[checking.Check]) -> Iterator[str]:
         yield from layout.findings(found, output.width())
     if passed := {check.name: check.saw for check in checks if check.level is checking.Level.OK}:
         yield ""
-        yield from layout.blocks([Column(name, fit=Fit.WRAP) for name in passed], [passed], output.width())
+        yield from layout.blocks([Column(name, name, fit=Fit.WRAP) for name in passed], [passed], output.width())
 
 
 def _check_installation(reading: configuration.Reading) -> Iterator[checking.Check]:

@@ -115,7 +115,7 @@ def _figures(health: healths.Health) -> Iterator[tuple[str, str]]:
     mirror, resync, workers = health.mirror, health.resync, health.lanes[0].workers
     age = mirror["age_seconds"]
     yield "mirror", _joined(mirror["state"], age is not None and f"{conditions.duration(age)} old")
-    yield "complete to", f"{shown(mirror['complete_to'])} UTC" if mirror["complete_to"] else ""
+    yield "complete to", shown(mirror["complete_to"])
     oldest = health.pending and f"the oldest for {conditions.duration(health.oldest_pending_seconds)}"
     yield "events", _joined(f"{health.pending} pending", oldest, f"{health.failed} failed")
     last = (
@@ -142,7 +142,7 @@ def _figures(health: healths.Health) -> Iterator[tuple[str, str]]:
         yield name, output.counted({state: n for state, n in sorted(getattr(health, name).items()) if n})
     yield "missing members", f"{health.missing_joins}, by their domains" if health.missing_joins else ""
     yield "without an admin", output.count(health.without_admin, "workspace") if health.without_admin else ""
-    yield "hooks", "\n".join(f"{hook.name}: {hook.behind} behind, {hook.failed} failed" for hook in health.hooks)
+    yield "hooks", "\n".join(f"{hook.name}: {hook.behind} waiting, {hook.failed} failed" for hook in health.hooks)
 
 
 def _joined(*parts: object) -> str:

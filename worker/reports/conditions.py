@@ -29,6 +29,8 @@ DRIFT_SECONDS = 3600.0
 HOOK_BEHIND = 1000
 REVOCATION_SECONDS = 300
 """Sessions are revoked within seconds. A deleted workspace of many members takes longer, because of the rate limit."""
+REASONS = {"mismatch": "wrong", "missing": "without one"}
+"""What people read for a reason of refused signatures."""
 RUNBOOK = "docs/operations.md"
 
 
@@ -225,6 +227,9 @@ def _bound_missed(health: Health) -> list[Occurrence]:
         (old or health.all_uncertain) and health.repairs and health.mirror["state"] == "current",
         saw=saw,
         why=f" ({error})" if error else "",
+        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it"
+        if old
+        else "a full resync repairs it; the clock starts one within seconds, and a worker carries it out",
     )
 
 
@@ -241,7 +246,7 @@ def _refused(health: Health, *reasons: str) -> list[Occurrence]:
         bool(counts),
         Severity.PROBLEM if certain else Severity.WARNING,
         number=_number(sum(counts.values()), "delivery was", "deliveries were"),
-        by_reason=", ".join(f"{count} {reason}" for reason, count in counts.items()),
+        by_reason=", ".join(f"{count} {REASONS.get(reason, reason)}" for reason, count in counts.items()),
     )
 
 
@@ -384,7 +389,7 @@ CONDITIONS = (
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
         sentence="{saw}{why}",
-        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it",
+        remedy="{remedy}",
         section="The mirror is too old for the smallest bound",
         page="/ops/#workers",
     ),

@@ -55,7 +55,9 @@ def organization_id(engine: Engine, name: str, *, unmirrored: bool = False) -> s
     """
     found = find_organization(engine, name) or (name if unmirrored and name.startswith("org_") else None)
     if found is None:
-        raise UnknownIdError(f"the mirror has no workspace {name!r}")
+        raise UnknownIdError(
+            f"the mirror has no workspace {name!r}; to find one, run: workos-sync workspaces --name TEXT"
+        )
     return found
 
 

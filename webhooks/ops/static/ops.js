@@ -139,7 +139,8 @@ function refresh() {
 }
 
 if (byId("freshness")) {
-  byId("zone").textContent = ` and in ${Intl.DateTimeFormat().resolvedOptions().timeZone}`;
+  const { timeZone } = Intl.DateTimeFormat().resolvedOptions();
+  if (timeZone !== "UTC") byId("zone").textContent = ` and in ${timeZone}`;
   showAge();
   setInterval(showAge, TICK_MS);
   refresh();
