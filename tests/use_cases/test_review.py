@@ -89,7 +89,7 @@ def test_scope_and_times_of_a_review(mirror: Callable[..., None]) -> None:
     assert read()["since"] is None
     assert "must be before" in run("review", "--at", "2h", "--since", "1h", exit_code=2).stderr
     assert "the earliest time is" in run("review", "--since", "9d", exit_code=2).stderr
-    assert "no workspace org_gone" in run("review", "--organization", "org_gone", exit_code=1).stderr
+    assert "no workspace 'org_gone'" in run("review", "--organization", "org_gone", exit_code=1).stderr
 
 
 def test_a_review_needs_only_the_first_resync(mirror: Callable[..., None], engine: Engine) -> None:

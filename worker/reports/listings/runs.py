@@ -92,7 +92,7 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | No
         if row is None or task not in (None, row["task"]):
             return None
         totals = _totals(tx, run_id)
-        findings: dict[str, int] = dict(sum(map(Counter, totals.values()), Counter[str]()))
+        findings: dict[str, int] = dict(sorted(sum(map(Counter, totals.values()), Counter[str]()).items()))
         withheld = findings.pop(DriftAction.WITHHELD, 0)
         compared_all = row["status"] == RunStatus.DONE and row["total"] is None
         incomplete = row["task"] == Task.RESYNC and not compared_all
@@ -102,7 +102,7 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | No
 
 def _totals(tx: Connection, run_id: str) -> dict[str, dict[str, int]]:
     columns = (Drift.kind, Drift.finding, Drift.action)
-    found = select(*columns, func.count()).where(Drift.run_id == run_id).group_by(*columns)
+    found = select(*columns, func.count()).where(Drift.run_id == run_id).group_by(*columns).order_by(*columns)
     totals: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
     for kind, finding, action, number in tx.execute(found):
         words = [finding, DriftAction.WITHHELD] if action == DriftAction.WITHHELD else [finding]
