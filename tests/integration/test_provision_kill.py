@@ -21,8 +21,8 @@ from worker.provisioning import SEND_SECONDS
 
 pytestmark = pytest.mark.long
 
-SIGN_UPS = 200
-WRONG = 40
+SIGN_UPS = 120
+WRONG = 24
 """People of each kind who must not become members."""
 KILLS = 5
 
