@@ -119,10 +119,10 @@ class Change(Base):
     previous_attributes: Mapped[JsonObject | None]
     """`context.previous_attributes` of the event."""
     workos_at: Mapped[datetime | None]
-    """When WorkOS had made the change, by its clock. None if it was not made at WorkOS, or before release 2.0."""
+    """When WorkOS made the change, by its clock; if only a read found it, the latest possible time. None if it was not
+    made at WorkOS, or before release 2.0."""
     workos_after: Mapped[datetime | None]
-    """For a change that only a read found: WorkOS made it after this time, at `workos_at` at the latest. None: it made
-    the change at `workos_at`."""
+    """If only a read found the change: the earliest possible time. None if `workos_at` is exact."""
 
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
@@ -209,8 +209,8 @@ class MirrorState(Base):
     `after` (`worker.repair.new_types`). None: there are none."""
     last_resync_at: Mapped[datetime | None]
     verified_at: Mapped[datetime | None]
-    """When the last full resync that compared and repaired everything began, by WorkOS's clock: then, WorkOS had what
-    the mirror has, in the rows that were last written before the next column."""
+    """When the last full resync that compared and repaired everything began, by WorkOS's clock. Rows that were last
+    written before `verified_rows_to` equaled WorkOS then."""
     verified_rows_to: Mapped[datetime | None]
     """When that resync began, by the database's clock."""
     listed_kinds: Mapped[list[str] | None]

@@ -227,7 +227,10 @@ class EventTail:
         return self._reread_at + REREAD_SECONDS <= at
 
     def _store_pages(self, events: EventLog, pages: Iterable[Page], settled: datetime) -> bool:
-        """Store pages, and move the cursor to the last event up to `settled`; return False if told to stop."""
+        """Store the events of all pages; return False if the process is stopping.
+
+        The cursor moves to the newest event that is not newer than `settled`, by WorkOS's clock.
+        """
         older = True
         for page in pages:
             received = events_of(page)

@@ -35,9 +35,9 @@ class Match(NamedTuple):
     """The name of its kind in `KINDS`, or `event` or `run`."""
     id: str
     label: str | None
-    """The words by which people know it; None if there are none."""
+    """Its name or e-mail address; None if it has none."""
     detail: str | None = None
-    """What tells it from others with this label."""
+    """Distinguishes it from others with the same label; None if nothing does."""
     deleted: bool = False
 
 

@@ -33,7 +33,7 @@ class Page(NamedTuple):
 
     Attributes:
         before, after: the ids for the previous and the next page; None if there is none.
-        total: how many rows the list has; `MAX_COUNT` + 1 stands for more than `MAX_COUNT`. None: not counted.
+        total: the number of rows of the whole list. Counting stops at `MAX_COUNT` + 1. None if nothing was counted.
     """
 
     rows: list[Record]
