@@ -12,7 +12,7 @@ from models.types import JsonObject, inline_literal
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which events to replay: those that match all given fields. Times are aware and compared with `received_at`."""
+    """The events that match all given fields. Times are aware and compared with `received_at`."""
 
     ids: tuple[str, ...] = ()
     failed: bool = False
