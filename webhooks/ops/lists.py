@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask, abort, request, url_for
 from sqlalchemy import Engine
 
-from models.types import JsonObject
+from worker.reports.explain import changed_fields
 from worker.reports.listings import Place
 from worker.reports.lookup import find_organization
 from worker.times import TIME_FORMS, parse_time
@@ -68,9 +68,3 @@ def with_query(**changes: object) -> str:
     query: dict[str, Any] = {name: value for name, value in request.args.items() if name not in PAGING}
     wanted = {name: value for name, value in (query | changes).items() if value not in (None, "")}
     return url_for(str(request.endpoint), **(request.view_args or {}), **wanted)
-
-
-def changed_fields(change: JsonObject) -> dict[str, list[object]]:
-    """Return the fields that a change changed, each with its values before and after."""
-    before, after = change["before"] or {}, change["after"]
-    return {name: [before.get(name), after[name]] for name in after if before.get(name) != after[name]}

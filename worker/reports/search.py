@@ -21,6 +21,7 @@ from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
+from worker.reports.listings.names import workspace_names
 from worker.reports.matching import contain_words, contains, has_part_of_address, is_person
 
 EVENT, RUN = "event", "run"
@@ -108,14 +109,9 @@ def _objects(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator
 
 
 def _matches(tx: Connection, kind: Kind, rows: Sequence[RowMapping]) -> Iterator[Match]:
-    names = _workspace_names(tx, {id for row in rows if (id := row.get("organization_id"))})
+    names = workspace_names(tx, (row.get("organization_id") for row in rows))
     for row in rows:
         named = " ".join(filter(None, (row.get("first_name"), row.get("last_name"))))
-        detail = named or names.get(row.get("organization_id")) or row.get("external_id")
+        detail = named or names.get(row.get("organization_id") or "") or row.get("external_id")
         label = row[kind.label.key] if kind.label else None
         yield Match(kind.name, row["id"], label, detail, row["deleted_by"] is not None)
-
-
-def _workspace_names(tx: Connection, ids: set[str]) -> dict[str | None, str | None]:
-    known = select(Organization.id, Organization.name).where(Organization.id.in_(ids))
-    return {row.id: row.name for row in tx.execute(known)} if ids else {}

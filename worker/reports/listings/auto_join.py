@@ -1,4 +1,4 @@
-"""Lists of auto-join: joins, missing members, and workspaces without an admin."""
+"""Lists of auto-join: joins and missing members."""
 
 from sqlalchemy import Engine, false, select
 

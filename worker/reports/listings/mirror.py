@@ -5,7 +5,21 @@ from collections.abc import Mapping
 from datetime import datetime
 from itertools import islice
 
-from sqlalchemy import ColumnElement, Engine, FromClause, Select, Table, Text, and_, cast, exists, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+)
 
 from models.addresses import normalize_domain
 from models.database import read_transaction
@@ -78,26 +92,27 @@ def list_workspaces(
 
 def with_counts(engine: Engine, rows: list[Record]) -> list[Record]:
     """Return rows of workspaces, each with its number of `members`, who have access, and of pending `invitations`."""
-    ids = [row["organization_id"] for row in rows]
-    of, sent_for = workspace_members.c.organization_id, workspace_invitations.c.organization_id
-    pending = select(sent_for, func.count().label("number")).where(workspace_invitations.c.status == "pending")
-    queries = {
-        "members": select(of, func.count().label("number")).where(of.in_(ids)).group_by(of),
-        "invitations": pending.where(sent_for.in_(ids)).group_by(sent_for),
-    }
+    view = workspace_invitations.c
+    pending = select(view.organization_id, func.count()).where(view.status == "pending").group_by(view.organization_id)
     with read_transaction(engine) as tx:
-        found = {
-            name: {each["organization_id"]: each["number"] for each in all_rows(tx, query)}
-            for name, query in queries.items()
-        }
-    return [row | {name: numbers.get(row["organization_id"], 0) for name, numbers in found.items()} for row in rows]
+        rows = _with_members(tx, rows)
+        ids = [row["organization_id"] for row in rows]
+        invitations: dict[str, int] = dict(tx.execute(pending.where(view.organization_id.in_(ids))).all())
+    return [row | {"invitations": invitations.get(row["organization_id"], 0)} for row in rows]
+
+
+def _with_members(tx: Connection, rows: list[Record]) -> list[Record]:
+    ids = [row["organization_id"] for row in rows]
+    counted = select(seats.c.organization_id, seats.c.seats).where(seats.c.organization_id.in_(ids))
+    members = dict(tx.execute(counted).all())
+    return [row | {"members": members.get(row["organization_id"], 0)} for row in rows]
 
 
 def workspaces_page(engine: Engine, place: Place, *, search: str | None = None, deleted: bool = False) -> Page:
     """Return a page of workspaces sorted by name: of the live ones, or of the deleted ones.
 
-    With `search`, only workspaces whose name contains its words, or whose id or external id it is. A row of a live
-    workspace has the number of its `members`.
+    With `search`, only workspaces whose name contains it, or whose id or external id it is. A row has the number of its
+    `members`.
     """
     view = workspaces.c
     query = select(workspaces).where(view.state == ("deleted" if deleted else "active"))
@@ -107,11 +122,7 @@ def workspaces_page(engine: Engine, place: Place, *, search: str | None = None, 
         )
     with read_transaction(engine) as tx:
         page = read_page(tx, query, place, func.lower(func.coalesce(view.name, "")), view.organization_id)
-        ids = [row["organization_id"] for row in page.rows]
-        members = dict(
-            tx.execute(select(seats.c.organization_id, seats.c.seats).where(seats.c.organization_id.in_(ids))).all()
-        )
-    return page._replace(rows=[row | {"members": members.get(row["organization_id"])} for row in page.rows])
+        return page._replace(rows=_with_members(tx, page.rows))
 
 
 def list_access(
