@@ -70,12 +70,12 @@ def test_reverted_role_map_restores_roles(engine: Engine) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_interrupted_remapping_resumes(engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(role_map, "BATCH", 2)
-    in_transaction(engine, role_map._store, OWNERS)
+    in_transaction(engine, role_map._store, OWNERS, None)
     for _ in range(steps):
         in_transaction(engine, role_map._remap_batch)
     assert access(engine) == members(*range(2 * steps))
     [place] = [row["remap_after"] for row in rows(engine, MirrorState)]
-    in_transaction(engine, role_map._store, OWNERS)
+    in_transaction(engine, role_map._store, OWNERS, None)
     assert [row["remap_after"] for row in rows(engine, MirrorState)] == [place]
     assert adopt(engine, OWNERS) == 5 - 2 * steps
     assert access(engine) == members(0, 1, 2, 3, 4)
@@ -85,7 +85,7 @@ def test_interrupted_remapping_resumes(engine: Engine, monkeypatch: pytest.Monke
 
 def test_new_map_restarts_interrupted_remapping(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role_map, "BATCH", 2)
-    in_transaction(engine, role_map._store, OWNERS)
+    in_transaction(engine, role_map._store, OWNERS, None)
     in_transaction(engine, role_map._remap_batch)
     assert adopt(engine, DEFAULT) == 2
     assert access(engine) == members()

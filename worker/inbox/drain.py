@@ -33,7 +33,7 @@ from models.database import (
     what_is_wrong,
 )
 from models.outcomes import Outcome
-from models.tables import Batch, Cause, Event, EventStatus, MirrorState
+from models.tables import Batch, Cause, Event, EventStatus
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
 from worker.decision.payload import Envelope, clean
@@ -45,6 +45,7 @@ from worker.mirror import uncertainty
 from worker.mirror.apply import Arrival, Decision, apply, erased_users, note_changes, person_of
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads_for
+from worker.mirror.role_map import lock_role_map
 
 log = structlog.get_logger()
 
@@ -198,7 +199,7 @@ def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[f
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
     chosen.clear()
-    roles = _role_map(tx)
+    roles = lock_role_map(tx)
     found = [InboxEvent(*event) for event in tx.execute(_due_events(most + 1))]
     if len(found) > most or any(event.attempts for event in found):
         return None
@@ -390,15 +391,6 @@ def _inbox_events(
     return select(*columns).where(*conditions)
 
 
-# A shared lock, so that a new role map waits for batches that use the old one.
-_ROLE_MAP = select(MirrorState.role_map).with_for_update(read=True)
-
-
-def _role_map(tx: Connection) -> RoleMap:
-    roles: RoleMap = tx.execute(_ROLE_MAP).scalar_one()
-    return roles
-
-
 ParsedEvent = tuple[InboxEvent, Envelope, Snapshot | None]
 """An event with its envelope and its snapshot. No snapshot: its type is ignored."""
 FailedEvent = tuple[InboxEvent, PayloadError]
@@ -426,7 +418,7 @@ class AppliedEvents(NamedTuple):
 
 def apply_by_id(tx: Connection, ids: Sequence[str], where: ColumnElement[bool]) -> AppliedEvents:
     """Lock those of the events that meet the condition `where`, and apply them as `apply_events` does."""
-    roles = _role_map(tx)
+    roles = lock_role_map(tx)
     events = tx.execute(_inbox_events(is_any_of(tx, Event.id, ids), where).order_by(Event.id).with_for_update()).all()
     return apply_events(tx, [InboxEvent(*event) for event in events], roles)
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.addresses import comparable
@@ -384,11 +384,7 @@ def _blank_actors(engine: Engine, user_ids: Sequence[str]) -> None:
         ids = list(tx.execute(theirs).scalars())
     for first in range(0, len(ids), BATCH):
         some = update(Change).where(Change.id.in_(ids[first : first + BATCH])).values(ACTOR_BLANKED)
-        in_transaction(engine, _execute, some)
-
-
-def _execute(tx: Connection, statement: Update) -> None:
-    tx.execute(statement)
+        in_transaction(engine, Connection.execute, some)
 
 
 def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, int, int]:

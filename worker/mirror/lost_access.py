@@ -137,6 +137,7 @@ def _insert(tx: Connection, rows: list[Record], now: datetime) -> None:
     times, so such a loss always counts as later, and so does that of another event.
     """
     statement = dialect_insert(tx, Revocation)
+    # Not `PENDING`: SQLAlchemy refuses an inlined literal in a statement for several rows.
     new, pending = statement.excluded, Revocation.state == RevocationState.PENDING
     again = {
         **{name: new[name] for name in ("kind", "object_id", "event_id", "since")},

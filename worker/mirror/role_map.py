@@ -21,6 +21,7 @@ from worker import audit
 from worker.decision.decide import State
 from worker.decision.roles import LOCAL_ROLES, local_role
 from worker.errors import OperatorError
+from worker.kinds import RoleMap
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.role import Role
@@ -39,6 +40,9 @@ MAX_PROMOTED_SHARE = 0.05
 """A map that would make more than both of these admins, in number and as a share of the members, is withheld."""
 
 
+_LOCKED = select(MirrorState.role_map).with_for_update(read=True)
+
+
 class RoleChange(NamedTuple):
     """A person whose role in a workspace a new map would change."""
 
@@ -46,6 +50,12 @@ class RoleChange(NamedTuple):
     user_id: str
     before: str
     after: str
+
+
+def lock_role_map(tx: Connection) -> RoleMap:
+    """Return the role map in force, with a shared lock: a new map waits for the transactions that use this one."""
+    roles: RoleMap = tx.execute(_LOCKED).scalar_one()
+    return roles
 
 
 def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
@@ -116,8 +126,8 @@ def count_members(tx: Connection) -> int:
     return tx.execute(select(func.count()).select_from(workspace_members)).scalar_one()
 
 
-def _store(tx: Connection, wanted: dict[str, str], withheld: JsonObject | None = None) -> None:
-    # The lock waits for batches that have read the old map, so that none of them writes after re-mapping has begun.
+def _store(tx: Connection, wanted: dict[str, str], withheld: JsonObject | None) -> None:
+    # Waits for transactions that use the old map (`lock_role_map`): none may write after re-mapping has begun.
     current = tx.execute(select(MirrorState.role_map).with_for_update()).scalar_one()
     if current == wanted:
         withheld = None  # it was approved meanwhile

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or
 
 from models.database import in_transaction, is_transient, read_transaction
 from models.outcomes import Finding
-from models.tables import Cause, DeletedBy, MirrorState, Read
+from models.tables import Cause, DeletedBy, Read
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.decide import State, confirm
@@ -31,6 +31,7 @@ from worker.mirror.apply import (
 )
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
+from worker.mirror.role_map import lock_role_map
 from worker.redis_client import INTERRUPTS
 from worker.workos_api.client import ReadResult, WorkOSClient
 
@@ -42,6 +43,13 @@ FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 
 
+class Began(NamedTuple):
+    """The revision of the mirror's row (0: none), and the database's time, before a read."""
+
+    revision: int
+    at: datetime
+
+
 class Result(NamedTuple):
     """What a confirmed read found, and the states before and after it. None: an object never seen."""
 
@@ -51,7 +59,7 @@ class Result(NamedTuple):
 
 
 Then = Callable[[Connection, Result], None]
-"""What to do with the result of a read, in the transaction that writes it."""
+"""Called with the result of a read, in the transaction that writes it."""
 
 
 def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
@@ -66,7 +74,14 @@ def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
 
 
 def confirmed_read(
-    engine: Engine, workos: WorkOSClient, kind: Kind, id: str, cause: CausedBy, then: Then, *, dry_run: bool = False
+    engine: Engine,
+    workos: WorkOSClient,
+    kind: Kind,
+    id: str,
+    cause: CausedBy,
+    then: Then = lambda _tx, _result: None,
+    *,
+    dry_run: bool = False,
 ) -> Result:
     """Read the object with the key `id` and write it to the mirror. If its row changed during the read, read again.
 
@@ -81,46 +96,35 @@ def confirmed_read(
     for _ in range(MAX_RACES):
         with read_transaction(engine) as tx:
             revision = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one_or_none() or 0
-            began_at: datetime = tx.execute(select(db_now())).scalar_one()
+            began = Began(revision, tx.execute(select(db_now())).scalar_one())
         found = fetch(workos, kind, id)
-
-        def written(tx: Connection, result: Result, began_at: datetime = began_at) -> None:
-            then(tx, result)
-            if not dry_run:
-                uncertainty.clear_after_read(tx, kind, id, began_at)
-
-        result = in_transaction(engine, _write, kind, id, revision, found, cause, written, dry_run=dry_run)
+        result = in_transaction(engine, _write, kind, id, began, found, cause, then, dry_run=dry_run)
         if result is not None:
             return result
     raise WorkOSError(f"{kind} {id} changes faster than it can be read")
 
 
 def _write(
-    tx: Connection, kind: Kind, id: str, revision: int, found: ReadResult, cause: CausedBy, then: Then, *, dry_run: bool
+    tx: Connection, kind: Kind, id: str, began: Began, found: ReadResult, cause: CausedBy, then: Then, *, dry_run: bool
 ) -> Result | None:
-    """Write what was read; return None if the row is no longer at `revision`."""
-    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
-    read = None
+    """Write what was read; return None if the row has changed since the read began."""
+    roles = lock_role_map(tx)
+    before = read = None
     if found.item is not None:
         snapshot = read_object(kind, found.item, found.read_at, roles)
         if snapshot.id != id:
             raise PayloadError("id", "is not the requested id")
         read = snapshot.state
-    known = tx.execute(select(kind.table.id).where(kind.table.id == id)).one_or_none() is not None
-    if read is None and not known:
-        result = Result(Finding.EQUAL, None, None)  # neither WorkOS nor the mirror has it
-        then(tx, result)
-        return result
-    before = insert_and_lock_rows(tx, kind, [id])[id]
-    current = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one()
-    if current != revision:
-        if current == 0:  # just inserted, to lock it
-            tx.execute(delete(kind.table).where(kind.table.id == id))
-        return None
-    read = read and without_erased(kind, before, read)
+    if read is not None or tx.execute(select(kind.table.id).where(kind.table.id == id)).one_or_none() is not None:
+        before = insert_and_lock_rows(tx, kind, [id])[id]
+        if tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one() != began.revision:
+            return None
+        read = read and without_erased(kind, before, read)
     after, finding = confirm(before, read, delete_is_final=kind.delete_is_final)
     result = Result(finding, before, after)
     then(tx, result)
+    if not dry_run:
+        uncertainty.clear_after_read(tx, kind, id, began.at)
     if not dry_run and after is not None and after is not before:
         is_change = finding not in (Finding.EQUAL, Finding.ANOMALY)
         verified = verified_times(tx, kind, [id] if is_change else [])

@@ -173,7 +173,7 @@ def _read(engine: Engine, workos: WorkOSClient, target: Target, caused_by: Cause
     def is_gone(kind: Kind, id: str) -> bool:
         if ended():
             raise _EndedError
-        after = confirmed_read(engine, workos, kind, id, caused_by, lambda _tx, _result: None).after
+        after = confirmed_read(engine, workos, kind, id, caused_by).after
         return after is None or after.deleted
 
     if target.kind != ACCESS:

@@ -98,7 +98,7 @@ class SessionRevoker:
             problem = why_failed(self.workos, error)
             wait = backoff(loss.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
             failed = _if_claimed(loss).values(error=problem, attempts=loss.attempts + 1, due_at=db_now_plus(wait))
-            in_transaction(self.engine, lambda tx: tx.execute(failed))
+            in_transaction(self.engine, Connection.execute, failed)
             self.counters.add(REVOCATION_FAILURES)
             names = {"organization_id": loss.organization_id, "user_id": loss.user_id}
             log.warning("revocation_failed", **names, problem=problem, again_in_seconds=wait)
@@ -109,7 +109,7 @@ class SessionRevoker:
         for session_id in session_ids:
             self.workos.wait_to_revoke()
             if self.stopping():
-                in_transaction(self.engine, lambda tx: tx.execute(_if_claimed(loss).values(due_at=db_now())))
+                in_transaction(self.engine, Connection.execute, _if_claimed(loss).values(due_at=db_now()))
                 return
             if not in_transaction(self.engine, _count_if_still_lost, loss):
                 return
@@ -150,7 +150,7 @@ class SessionRevoker:
     def _is_over(self, kind: Kind, id: str, loss: Loss) -> bool:
         """Read an object from WorkOS; return whether it is gone or inactive."""
         cause = (Cause.EVENT, loss.event_id) if loss.event_id else (Cause.SETTINGS, SETTING)
-        result = confirmed_read(self.engine, self.workos, kind, id, cause, lambda _tx, _result: None)
+        result = confirmed_read(self.engine, self.workos, kind, id, cause)
         after = result.after
         gone = after is None or after.deleted or after.content.get("status") == INACTIVE
         return gone and result.finding is not Finding.ANOMALY

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import structlog
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, or_, update
 
 from models.bulk import insert_new
 from models.database import is_transient
 from models.outcomes import Finding
-from models.tables import Cause, DriftAction, MirrorState, Run, Seen
+from models.tables import Cause, DriftAction, Run, Seen
 from worker.decision.decide import State, compare_listed
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
@@ -27,6 +27,7 @@ from worker.mirror.apply import (
 )
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
+from worker.mirror.role_map import lock_role_map
 from worker.repair.resync import drift, listings
 from worker.repair.resync.drift import Difference
 from worker.repair.resync.listings import Key, Open
@@ -44,7 +45,7 @@ Found = Callable[[Kind, str, State | None, State, datetime | None], ChangeRow]
 
 def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
     """Apply pages, and record the progress of their listings. A dry run only reports differences."""
-    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
+    roles = lock_role_map(tx)
     read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
     read_at = {(item.kind, item.id): page.read_at for _, page, items, _ in read for item in items}
 
