@@ -173,6 +173,6 @@ def auto_join_for(session: Session, email: str) -> AutoJoin | None:
         return None
     view, block = auto_join_domains.c, auto_join_blocks.c
     blocked = exists().where(block.organization_id == view.organization_id, block.email_hash == address.hash)
-    found = select(view.organization_id, view.default_role).where(view.domain == address.domain, ~blocked)
-    row = session.execute(found).one_or_none()
+    query = select(view.organization_id, view.default_role).where(view.domain == address.domain, ~blocked)
+    row = session.execute(query).one_or_none()
     return AutoJoin(*row) if row else None

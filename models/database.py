@@ -168,9 +168,9 @@ def _pin(schema: str | None, lock_timeout_ms: int) -> Callable[[DBAPIConnection,
 
 
 def not_in_force(engine: Engine) -> list[str]:
-    """Return what a later transaction of a connection no longer has of the pinned settings, one line for each.
+    """Return the pinned settings that a later transaction of a connection has lost, one line for each.
 
-    Not empty means that a pooler gives each transaction another connection to the server. Empty for SQLite.
+    If there are any, a pooler gives each transaction another connection to the server. Empty for SQLite.
     """
     if engine.dialect.name != "postgresql":
         return []
@@ -406,7 +406,7 @@ TRANSIENT_SQLSTATES = (
 
 
 DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
-"""What a statement raises if the database is unavailable. A `DBAPIError` may also mean that the statement is wrong."""
+"""Errors of an unavailable database. A `DBAPIError` may also mean that the statement is wrong."""
 
 
 def is_unforeseen(error: BaseException) -> bool:
@@ -459,7 +459,7 @@ def transactional(step: Callable[Concatenate[Connection, P], R]) -> Callable[Con
     return run
 
 
-def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
-    """Delete at most `most` rows that meet all conditions; return how many. A longer delete would hold locks."""
+def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], limit: int) -> int:
+    """Delete at most `limit` rows that meet all conditions; return how many. A longer delete would hold locks."""
     key = tuple(table.__table__.primary_key)
-    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
+    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(limit)))).rowcount

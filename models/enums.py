@@ -13,7 +13,7 @@ class Via(StrEnum):
 
 
 class Action(StrEnum):
-    """What was done."""
+    """An action in the audit."""
 
     SIGN_IN = "sign_in"
     SIGN_OUT = "sign_out"
@@ -80,11 +80,11 @@ class RunStatus(StrEnum):
 
 
 QUEUED = "queued"
-"""What reports call a run that is running, and that no process works on."""
+"""The status in reports of a running run that no process works on."""
 
 
 class Task(StrEnum):
-    """What a run does."""
+    """The task of a run."""
 
     RESYNC = "resync"
     CATCH_UP = "catch_up"

@@ -1,4 +1,4 @@
-"""What a database server must be: its version, its encoding, and a schema for the tables."""
+"""Requirements of a database server: its version, its encoding, and a schema for the tables."""
 
 import sqlite3
 

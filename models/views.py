@@ -3,9 +3,9 @@
 `workspace_members` decides access, `auto_join_domains` who joins by domain, and `auto_join_blocks` who stays out.
 `models.migrate` updates the views of a database.
 
-Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
-what each writes in its own way (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions
-into a named query, so that they find rows by an index.
+Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; `FUNCTIONS` replaces the names in
+braces. `NOT MATERIALIZED` lets both databases push the reader's conditions into a named query, so that they find rows
+by an index.
 """
 
 from typing import Any, NamedTuple
@@ -38,11 +38,14 @@ TYPES: dict[str, Any] = {
 """Column → type. All others hold text."""
 SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
 SOURCES |= {"siblings": "memberships"}
-AUTO_JOIN_IS_ON = {"auto_join_is_on": "mirror.auto_join <> 'off'"}
-"""The condition of `auto_join_domains` on the setting. `domains_that_can_auto_join` replaces it."""
 """Name in the query of `workspace_members` → the table that it reads. `members_query` replaces them.
 
 `siblings` needs only the memberships of people who have several in a workspace.
+"""
+COMMON = SOURCES | {"auto_join_is_on": "mirror.auto_join <> 'off'"}
+"""Replacements for names in braces that are the same for both databases.
+
+`auto_join_is_on` is the condition of `auto_join_domains` on the setting. `domains_that_can_auto_join` replaces it.
 """
 FUNCTIONS = {
     "sqlite": {
@@ -50,22 +53,22 @@ FUNCTIONS = {
         "json_fields": "json_each",
         "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
         "mirror_age": "(julianday('now') - julianday(tail.complete_at)) * 86400.0",
-        **SOURCES,
-        **AUTO_JOIN_IS_ON,
-    },
+    }
+    | COMMON,
     "postgresql": {
         "json_items": "jsonb_array_elements_text",
         "json_fields": "jsonb_each_text",
         "time_now": "now()",
-        # Not `now()`, which stands still in a transaction: a product in a long one would take old answers for new ones.
+        # Not `now()`, which does not advance in a transaction: in a long one, an old answer would count as new.
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
-        **SOURCES,
-        **AUTO_JOIN_IS_ON,
-    },
+    }
+    | COMMON,
 }
-"""What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`,
-`value`), the time, and the age of `tail.complete_to` in seconds; and what both write alike: `SOURCES` and
-`AUTO_JOIN_IS_ON`."""
+"""Replacements for the names in braces, by database.
+
+The items of a JSON list (`value`), the fields of a JSON object (`key`, `value`), the time, the age of
+`tail.complete_to` in seconds, and `COMMON`.
+"""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 

@@ -15,7 +15,7 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
-    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "lazy", "seldom", "times"))},
+    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "lazy", "throttle", "times"))},
     {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),

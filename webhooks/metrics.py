@@ -136,8 +136,8 @@ def _counter_metrics(counts: Mapping[Name, float], times: Mapping[Name, float]) 
     for key, (name, text, labels) in COUNTERS.items():
         counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=[label for label, _ in labels])
         initial = dict.fromkeys(itertools.product(*(values for _, values in labels)), 0.0)
-        mine = {found.labels: number for found, number in counts.items() if found.name == key}
-        series = initial | {values: number for values, number in mine.items() if len(values) == len(labels)}
+        found = ((name.labels, number) for name, number in counts.items() if name.name == key)
+        series = initial | {values: number for values, number in found if len(values) == len(labels)}
         for values, number in sorted(series.items()):
             counter.add_metric(values, number)
         yield counter

@@ -25,7 +25,7 @@ from worker.inbox.store import TEST_HEADER, TEST_TYPE, ReceivedEvent, accept_tes
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
 from worker.metrics import REFUSALS, REFUSED, REFUSED_SINCE_VALID, Counters, Name, Place
-from worker.seldom import Seldom
+from worker.throttle import LogThrottle
 from worker.webhook_endpoints import WEBHOOK_PATH
 
 log = structlog.get_logger()
@@ -167,14 +167,14 @@ class UnknownPaths:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._seldom = Seldom()  # anybody can post to such paths
+        self._may_log = LogThrottle()  # anybody can post to such paths
 
     def __call__(self, response: Response) -> Response:
         """Count the request if it was such a delivery, and return its response."""
         lost = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
         if lost and request.method == "POST" and SIGNATURE in request.headers:
             _count_refused(self._counters, "path")
-            if self._seldom():
+            if self._may_log():
                 log.warning("path_unknown", path=known_part(request.path))
         return response
 

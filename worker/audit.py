@@ -22,7 +22,7 @@ REASON_REQUIRED = frozenset(
 
 
 class Actor(NamedTuple):
-    """Who requests an action, how, and why."""
+    """The requester of an action: the name, the way and the reason."""
 
     who: str
     """An operator's name, or the name of a setting."""

@@ -39,7 +39,7 @@ MAX_CONNECTIONS = 12
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the parts of one process share."""
+    """The services that the parts of one process share."""
 
     settings: Settings
     engine: Engine

@@ -1,4 +1,4 @@
-"""Which errors are expected, and how any error is logged in one line without values."""
+"""Distinguishes expected from unexpected errors, and describes any error in one line without values."""
 
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError

@@ -29,7 +29,7 @@ class AmbiguousNameError(ConfigurationError):
 
 
 class OperatorError(WorkosSyncError):
-    """What an operator requested cannot be done. The message names the object and the reason."""
+    """An operator's request cannot be carried out. The message names the object and the reason."""
 
 
 class TimeError(ConfigurationError):

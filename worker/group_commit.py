@@ -27,18 +27,18 @@ class GroupCommit(Generic[T]):
 
     Args:
         write: writes some items, or fails for all of them.
-        most: upper bound on the sum of the sizes written together. A larger item is written alone.
+        max_size: upper bound on the sum of the sizes written together. A larger item is written alone.
     """
 
-    def __init__(self, write: Callable[[list[T]], object], most: int) -> None:
+    def __init__(self, write: Callable[[list[T]], object], max_size: int) -> None:
         self._write = write
-        self._most = most
+        self._max_size = max_size
         self._queue: SimpleQueue[_Waiting[T] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True, name="group-commit")
         self._thread.start()
 
     def submit(self, item: T, size: int = 1) -> Future[None]:
-        """Write `item` soon; `size` is in the unit of `most`. The future has the error that `write` raised."""
+        """Write `item` soon; `size` is in the unit of `max_size`. The future has the error that `write` raised."""
         waiting = _Waiting(item, size)
         self._queue.put(waiting)
         return waiting.written
@@ -57,7 +57,7 @@ class GroupCommit(Generic[T]):
 
     def _group(self, first: _Waiting[T]) -> tuple[list[_Waiting[T]], _Waiting[T] | None]:
         """Return the items to write together with `first`, and the next item if it did not fit."""
-        group, room = [first], self._most - first.size
+        group, room = [first], self._max_size - first.size
         while True:
             try:
                 following = self._queue.get_nowait()

@@ -21,7 +21,7 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 
 from worker.errors import ConfigurationError, unexpected
-from worker.seldom import Seldom
+from worker.throttle import LogThrottle
 
 log = structlog.get_logger()
 
@@ -108,7 +108,7 @@ class _Pool(ConnectionPool):
     # `Any`: the options of redis-py have no common type.
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=_checking(connection_class), **options)
-        self._seldom = Seldom()
+        self._may_log = LogThrottle()
 
     def make_connection(self) -> ConnectionInterface:
         """Return a new connection that knows this pool."""
@@ -123,7 +123,7 @@ class _Pool(ConnectionPool):
         """Close idle connections now, and those in use when they are returned."""
         self.disconnect_free_connections()
         self.update_active_connections_for_reconnect()
-        if self._seldom():  # REDIS_URL may name a replica for hours
+        if self._may_log():  # REDIS_URL may name a replica for hours
             log.warning("redis_not_primary", answer=code)
 
 

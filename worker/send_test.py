@@ -34,7 +34,7 @@ REMEDIES = {
 
 
 class SentTest(NamedTuple):
-    """What became of a test delivery."""
+    """The result of a test delivery."""
 
     event_id: str
     url: str
@@ -47,7 +47,7 @@ class SentTest(NamedTuple):
     processed_seconds: float | None
     """Time from the answer to the end of the processing."""
     problem: str | None
-    """What went wrong, with the remedy; None if the event arrived and was processed."""
+    """The problem, with the remedy; None if the event arrived and was processed."""
 
     def lines(self) -> list[str]:
         """Return what happened, step by step, for people."""
@@ -123,10 +123,10 @@ def _signature(body: bytes, secret: str) -> str:
 
 def _followed(engine: Engine, result: SentTest, answered: float, wait_seconds: float) -> SentTest:
     """Wait until the event is processed; return the result with what was found."""
-    found = select(Event.status, Event.outcome).where(Event.id == result.event_id)
+    query = select(Event.status, Event.outcome).where(Event.id == result.event_id)
     while True:
         with read_transaction(engine) as tx:
-            row = tx.execute(found).one_or_none()
+            row = tx.execute(query).one_or_none()
         waited = time.monotonic() - answered
         if row is None:
             return result._replace(problem="web accepted it into another database: compare DATABASE_URL there and here")

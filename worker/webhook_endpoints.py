@@ -1,4 +1,4 @@
-"""The webhook endpoints at WorkOS: what they must be, and what they are."""
+"""The webhook endpoints at WorkOS, compared with the endpoint that this installation needs."""
 
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ MAX_ENDPOINT_PAGES = 20
 ANSWER_SECONDS = 3.0
 """How long the URL of an endpoint may take to answer."""
 NO_ANSWER = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError)
-"""What asking a URL raises."""
+"""Errors of a request to an endpoint's URL."""
 
 
 def webhook_path(settings: Settings, *, masked: bool = False) -> str:

@@ -45,7 +45,7 @@ class OperatorSession(Base):
     __tablename__ = "operator_sessions"
 
     id_hash: Mapped[str] = mapped_column(primary_key=True)
-    """The SHA-256 of the id in the cookie. Who reads the database cannot sign in with it."""
+    """The SHA-256 of the id in the cookie. A reader of the database cannot sign in with it."""
     who: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     seen_at: Mapped[datetime] = mapped_column(server_default=db_now())

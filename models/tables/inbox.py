@@ -20,7 +20,7 @@ class EventSource(StrEnum):
 
 
 class Event(Base):
-    """The inbox: one row for each event id, by whatever way and however often it is received."""
+    """The inbox: one row for each event id, even if the event is received several times."""
 
     __tablename__ = "events"
 
@@ -63,8 +63,8 @@ class Event(Base):
     occurred_at: Mapped[datetime | None]
     """The event's own time; None until the events API has returned it or a drain has read it."""
     kind: Mapped[str | None]
-    """With `object_id` and `organization_id`: what the event is about, from when a drain has read it. Of an event that
-    failed, what can be read from its payload."""
+    """With `object_id` and `organization_id`: the event's object; None until a drain has read the event. For a failed
+    event, as far as its payload can be read."""
     object_id: Mapped[str | None]
     organization_id: Mapped[str | None]
 
@@ -87,10 +87,10 @@ class Event(Base):
 
 
 class FailedAttempt(Base):
-    """An attempt to apply an event that failed: what `error`, `fingerprint` and `traceback` of the event were then.
+    """A failed attempt to apply an event, with the `error`, `fingerprint` and `traceback` of that attempt.
 
-    Only the newest of an event are kept (`worker.inbox.attempts`), and none longer than its payload, which an error may
-    quote.
+    The newest attempts of each event are kept (`worker.inbox.attempts`), at most as long as its payload, which an error
+    may quote.
     """
 
     __tablename__ = "failed_attempts"

@@ -11,7 +11,7 @@ from models.types import JsonObject, db_now
 
 
 class Cause(StrEnum):
-    """What made a change."""
+    """The cause of a change."""
 
     EVENT = "event"
     RESYNC = "resync"
@@ -22,7 +22,7 @@ class Cause(StrEnum):
 
 
 class DeletedBy(StrEnum):
-    """What deleted an object."""
+    """The source of a tombstone."""
 
     EVENT = "event"
     """A delete event: the tombstone is final."""
@@ -112,12 +112,12 @@ class Change(Base):
     cause: Mapped[Cause]
     cause_id: Mapped[str]
     actor_id: Mapped[str | None]
-    """Who made the change at WorkOS, with the name and the source: `context.actor` of the event. None if absent."""
+    """The actor at WorkOS: `context.actor` of the event, with its name and source. None if absent."""
     actor_name: Mapped[str | None]
-    """Blanked after `ERASE_AFTER_DAYS`, or once the actor or the object's person is erased. So is the last column."""
+    """Blanked after `ERASE_AFTER_DAYS`, or once the actor or the object's person is erased."""
     actor_source: Mapped[str | None]
     previous_attributes: Mapped[JsonObject | None]
-    """`context.previous_attributes` of the event."""
+    """`context.previous_attributes` of the event; blanked as `actor_name`."""
     workos_at: Mapped[datetime | None]
     """When WorkOS made the change, by its clock; if only a read found it, the latest possible time. None if it was not
     made at WorkOS, or before release 2.0."""
@@ -133,7 +133,7 @@ class Change(Base):
 
 
 class LateVersion(Base):
-    """A state that WorkOS had, and the mirror never: its event arrived after that of a newer state."""
+    """A state that WorkOS had and the mirror never had: its event arrived after the event of a newer state."""
 
     __tablename__ = "late_versions"
 

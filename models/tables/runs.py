@@ -13,7 +13,7 @@ from models.types import JsonObject, db_now
 
 
 class Read(Base):
-    """A requested read of an object by id, because the data received so far cannot decide its state."""
+    """A request to read an object by id, because the data received so far does not decide its state."""
 
     __tablename__ = "reads"
 
@@ -155,7 +155,7 @@ class Seen(Base):
 
 
 class DriftAction(StrEnum):
-    """What a resync did with a difference."""
+    """The action of a resync on a difference."""
 
     REPAIRED = "repaired"
     REPORTED = "reported"

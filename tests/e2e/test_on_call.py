@@ -67,10 +67,10 @@ class Installation:
 
     def work(self) -> None:
         """Do what a worker does."""
-        self._repair.all()
+        self._repair.work_on_all()
         apply_all(self.engine)
         self.call_hook()
-        self._repair.all()
+        self._repair.work_on_all()
 
     def call_hook(self) -> None:
         def target(_message: JSON) -> None:

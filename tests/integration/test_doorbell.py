@@ -39,7 +39,7 @@ from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 from worker.queue.heartbeat import Heartbeat
 from worker.redis_client import open_redis
 from worker.reports.health import check_health
-from worker.seldom import Seldom
+from worker.throttle import LogThrottle
 
 pytestmark = pytest.mark.long
 
@@ -337,7 +337,7 @@ HARMLESS: dict[str, Callable[[Redis], object]] = {
 def test_a_crafted_job_runs_at_most_once_and_the_worker_continues(
     redis_url: str, crafted: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "_seldom", Seldom())
+    monkeypatch.setattr(jobs, "_may_log", LogThrottle())
     ran: list[object] = []
     with open_redis(redis_url) as redis, capture_logs() as logs:
         bell = Doorbell(redis, DRAIN)

@@ -72,7 +72,7 @@ class SessionStage:
 
     def revoke_due(self, stopping: Callable[[], bool] = lambda: False) -> None:
         """Run the worker once."""
-        SessionRevoker(self.engine, self.workos, self.counters, stopping).all()
+        SessionRevoker(self.engine, self.workos, self.counters, stopping).revoke_due()
 
     def settle(self) -> None:
         """Apply every event, and run the worker until no revocation is pending."""

@@ -155,7 +155,7 @@ def test_run_names_refused_event_type(
     begin(one_engine, workos)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
     run_id = in_transaction(one_engine, create, Task.CATCH_UP, "clock")
-    assert Repair(one_engine, workos, settings(), bell).one(run_id)
+    assert Repair(one_engine, workos, settings(), bell).work_on(run_id)
     [row] = rows(one_engine, Run)
     assert row["status"] == RunStatus.FAILED
     assert "user.updated" in row["error"] and "A fault injected by the test" in row["error"]

@@ -196,7 +196,7 @@ def test_hundred_days_of_downtime_are_reported_and_resynced(
 
     def work() -> None:
         for _ in range(3):
-            Repair(one_engine, workos, settings(), bell).all()
+            Repair(one_engine, workos, settings(), bell).work_on_all()
             apply_all(one_engine)
 
     work()

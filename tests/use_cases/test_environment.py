@@ -40,7 +40,7 @@ def bound(two_environments: Sandbox, redis: Redis, one_engine: Engine, bell: Doo
     """A database that is bound to the first environment."""
     workos = client_of(two_environments, redis)
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         apply_all(one_engine)  # what catch-up brought, if WorkOS no longer holds it back
     update_complete_to(one_engine)
     workos.close()

@@ -110,7 +110,7 @@ def test_first_start_under_live_events_is_never_wrong(
         life.look()
         for _ in range(40):
             schedule(engine, chosen)
-            Repair(engine, workos, chosen, bell).all()
+            Repair(engine, workos, chosen, bell).work_on_all()
             life.look()
             apply_all(engine)
             watch(engine, bell)
@@ -145,8 +145,8 @@ def test_empty_environment_is_current_after_resync_and_catch_up(
 ) -> None:
     bind(one_engine, workos, settings())
     assert status(one_engine)["state"] == "backfilling"
-    Repair(one_engine, workos, settings(), bell).all()
-    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
     shown = status(one_engine)
     assert shown["state"] == "current"
     assert shown["last_resync"] is not None and mirror(one_engine)["complete_to"] is not None
@@ -161,7 +161,7 @@ def test_early_catch_up_does_not_delay_first_start(
     schedule(one_engine, settings())
     assert len(runs(one_engine, Task.CATCH_UP)) == 1
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
@@ -175,7 +175,7 @@ def test_first_start_waits_for_earlier_events_only(
     bind(one_engine, workos, settings())
     small_life(sandbox.world)
     for _ in range(3):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         watch(one_engine, bell)
         assert status(one_engine)["state"] == "backfilling"
     waiting = [row["id"] for row in rows(one_engine, Event)]
@@ -193,7 +193,7 @@ def test_first_resync_counts_as_daily_resync(
     bind(one_engine, workos, settings())
     for _ in range(3):
         schedule(one_engine, settings())
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
     assert len(runs(one_engine, Task.RESYNC)) == 1
     done = update(MirrorState).values(last_resync_at=db_now_plus(-24 * 3600 - 1))
     in_transaction(one_engine, lambda tx: tx.execute(done))
@@ -205,12 +205,12 @@ def test_new_event_types_cause_one_resync(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     bind(one_engine, workos, settings())
-    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
     known = [type for type in SUBSCRIBED if not type.startswith("role.")]
     in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(event_types=known)))
     sandbox.world.create_role("billing")
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "new release"]
     assert mirror(one_engine)["event_types"] == SUBSCRIBED
 
@@ -222,7 +222,7 @@ def upgraded(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSC
     world = sandbox.world
     bind(one_engine, workos, settings())
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         apply_all(one_engine)
         watch(one_engine, bell)
     with world.silently():
@@ -247,8 +247,8 @@ def test_new_event_types_are_read_for_90_days_and_ignored_events_are_decided(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell, upgraded: list[JSON]
 ) -> None:
     del sandbox.world.invitations[upgraded[0]["data"]["id"]]  # so that only the events show it
-    Repair(one_engine, workos, settings(), bell).all()
-    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
     assert backlog(one_engine).oldest_seconds < 60 and mirror(one_engine)["new_types"] is None
     apply_all(one_engine)
     assert outcomes(one_engine, *upgraded) == ["stale", "applied"], "applied in one batch, the second one first"
@@ -281,15 +281,15 @@ def test_event_that_an_older_release_ignored_after_that_read_is_decided(
     one_engine: Engine, workos: WorkOSClient, bell: Doorbell, upgraded: list[JSON]
 ) -> None:
     """The older release ran again for more than two hours, or one of its drains still ran."""
-    Repair(one_engine, workos, settings(), bell).all()
-    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
     apply_all(one_engine)
     assert mirror(one_engine)["new_types"] is None
     ignored = update(Event).where(Event.id == upgraded[0]["id"]).values(IGNORED | {"occurred_at": db_now()})
     in_transaction(one_engine, lambda tx: tx.execute(ignored))
     in_transaction(one_engine, create, Task.RETENTION, "test")
     in_transaction(one_engine, create, Task.CATCH_UP, "test")
-    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).work_on_all()
     apply_all(one_engine)
     assert outcomes(one_engine, upgraded[0]) == ["stale"] and mirror(one_engine)["new_types"] is None
 
@@ -350,7 +350,7 @@ def test_first_start_reads_the_events_of_what_cannot_be_listed(
     world.update_certificate(connection, days=12)
     clock.advance(hours=1)
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         apply_all(one_engine)
     assert len(rows(one_engine, KINDS["saml_certificate"].table)) == 1
 
@@ -360,11 +360,11 @@ def test_only_retention_runs_without_api_key(one_engine: Engine, bell: Doorbell,
     schedule(one_engine, bare)
     watch(one_engine, repair_bell)
     assert repair_bell.queued_jobs() == 1
-    Repair(one_engine, None, bare, bell).all()
+    Repair(one_engine, None, bare, bell).work_on_all()
     assert [(run["task"], run["status"]) for run in rows(one_engine, Run)] == [(Task.RETENTION, RunStatus.DONE)]
     # What a key had asked for before waits until there is one again.
     start(one_engine, by("operator"))
-    Repair(one_engine, None, bare, bell).all()
+    Repair(one_engine, None, bare, bell).work_on_all()
     assert {run["status"] for run in runs(one_engine, Task.RESYNC)} == {RunStatus.RUNNING}
 
 
@@ -373,13 +373,13 @@ def test_failed_first_resync_is_retried_after_a_minute(
 ) -> None:
     sandbox.faults.fail("/user_management/users$", status=400, times=None)
     for _ in range(3):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
     [failed] = runs(one_engine, Task.RESYNC)
     assert failed["status"] == RunStatus.FAILED and status(one_engine)["state"] == "backfilling"
     sandbox.faults.clear()
     in_transaction(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_now_plus(-61))))
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
@@ -392,7 +392,7 @@ def test_drains_continue_while_workos_is_down(
     small_life(sandbox.world)
     schedule(one_engine, settings())
     with pytest.raises(WorkOSError):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
     assert {run["task"]: run["status"] for run in rows(one_engine, Run)} == {
         Task.RETENTION: RunStatus.DONE,
         Task.RESYNC: RunStatus.RUNNING,
@@ -402,7 +402,7 @@ def test_drains_continue_while_workos_is_down(
     assert differences(one_engine, sandbox.world.truth()) == []
     sandbox.faults.clear()
     for _ in range(2):
-        Repair(one_engine, workos, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).work_on_all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"

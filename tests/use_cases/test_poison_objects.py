@@ -338,7 +338,7 @@ def test_unexpected_failure_ends_only_that_run(
     catching_up = in_transaction(engine, create, Task.CATCH_UP, "test")
     request_read(engine, "user", user)
     make_reads_due(engine)
-    Repair(engine, workos, services.settings, Doorbell(redis, "drain")).all()
+    Repair(engine, workos, services.settings, Doorbell(redis, "drain")).work_on_all()
     failed = run_row(engine, run_id)
     assert failed["status"] == RunStatus.FAILED and failed["error"].startswith("IntegrityError at ")
     assert run_row(engine, catching_up)["status"] == RunStatus.DONE
@@ -356,7 +356,7 @@ def test_reads_continue_when_events_are_forbidden(
     run_id = in_transaction(services.engine, create, Task.CATCH_UP, "test")
     request_read(services.engine, "user", next(iter(sandbox.world.users)))
     make_reads_due(services.engine)
-    Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).all()
+    Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).work_on_all()
     assert run_row(services.engine, run_id)["status"] == RunStatus.FAILED
     assert rows(services.engine, Read) == []
 

@@ -190,9 +190,9 @@ def test_stopped_retention_resumes(one_engine: Engine, redis: Redis) -> None:
     age_events(one_engine, 31)
     in_transaction(one_engine, create, Task.RETENTION, "clock")
     chosen, bell, answers = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
-    Repair(one_engine, None, chosen, bell, lambda: next(answers, True)).all()
+    Repair(one_engine, None, chosen, bell, lambda: next(answers, True)).work_on_all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.RUNNING]
-    Repair(one_engine, None, chosen, bell).all()
+    Repair(one_engine, None, chosen, bell).work_on_all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.DONE]
     assert set(bodies(one_engine).values()) == {None}
 

@@ -155,7 +155,7 @@ def test_pending_work_is_applied_after_upgrade(upgraded: Engine) -> None:
 
 
 def test_open_runs_finish_after_upgrade(upgraded: Engine, redis: Redis) -> None:
-    Repair(upgraded, None, Settings(_env_file=None), Doorbell(redis, "drain")).all()
+    Repair(upgraded, None, Settings(_env_file=None), Doorbell(redis, "drain")).work_on_all()
     apply_all(upgraded)
     ended = {row["task"]: row["status"] for row in rows(upgraded, Run) if row["task"] in (Task.REPLAY, Task.RETENTION)}
     assert ended == {Task.REPLAY: RunStatus.DONE, Task.RETENTION: RunStatus.DONE}

@@ -201,7 +201,7 @@ ReadableId = Annotated[str, AfterValidator(_require_id)]
 
 
 class RefreshRequest(BaseModel):
-    """What to read from WorkOS: an object, by `kind` and `id`, or access, by `organization_id` and `user_id`.
+    """The object to read from WorkOS, by `kind` and `id`; or access, by `organization_id` and `user_id`.
 
     `id` is the key in the mirror: for a permission its slug, for a role `slug` or `organization_id/slug`.
     """
@@ -225,7 +225,7 @@ class RefreshRequest(BaseModel):
 
     @property
     def target(self) -> Target:
-        """What to read."""
+        """The object or access to read."""
         if self.kind is not None and self.id is not None:
             return Target(self.kind, self.id)
         return Target(ACCESS, self.organization_id or "", self.user_id or "")
@@ -253,7 +253,7 @@ class Access(BaseModel):
 
 
 class Refreshed(BaseModel):
-    """What was asked for, as the mirror has it now: a person's `access`, or an `object`. The other one is null.
+    """The state in the mirror after the read: a person's `access`, or an `object`. The other one is null.
 
     An object has all columns of its kind, and `state`: `active` or `deleted`.
     """

@@ -47,7 +47,7 @@ def work_on_run(services: bootstrap.Services, workos: client.WorkOSClient | None
     engine = services.engine
     with until_stopped() as stop, progress.progress(engine, run_id):
         repair = work.Repair(engine, workos, services.settings, services.bell, stop.is_set)
-        return repair.one(run_id) or all_runs.wait_for_run(engine, run_id, stop.wait)
+        return repair.work_on(run_id) or all_runs.wait_for_run(engine, run_id, stop.wait)
 
 
 def note_interrupted(run_id: str) -> None:

@@ -74,15 +74,15 @@ class State:
     by_resync: bool = False
     """For a tombstone: whether it comes from a 404 of the API and not from a delete event."""
     erased: bool = False
-    """Whether personal data has been blanked and must not be restored: of deleted users, and of any membership or
-    invitation."""
+    """Whether personal data has been blanked and must not be restored. A user must be deleted; a membership or an
+    invitation may be live."""
     versions: Mapping[str, Version] = field(default_factory=dict)
     """The version of each optional column that a payload has contained. The other optional columns are None in
     `content`."""
 
     @property
     def since(self) -> datetime:
-        """When the object came into this state, by WorkOS's clock. Not known of a tombstone of a resync."""
+        """When the object came into this state, by WorkOS's clock. Meaningless for a tombstone of a resync."""
         return self.version.event_at if self.deleted else self.version.updated_at
 
     @property

@@ -21,7 +21,7 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Origin(NamedTuple):
-    """Who made a change at WorkOS, and the values before it, as the `context` of an event says. None: absent."""
+    """The actor of a change at WorkOS, and the values before it, from the `context` of an event. None: absent."""
 
     actor_id: str | None = None
     actor_name: str | None = None
@@ -132,7 +132,7 @@ class Fields:
 
 
 def read_origin(context: object) -> Origin:
-    """Return the origin in the `context` of an event. What is missing or unusable is None."""
+    """Return the origin in the `context` of an event. A missing or unusable field is None."""
     if not isinstance(context, Mapping):
         return Origin()
     given = context.get("actor")
@@ -143,9 +143,9 @@ def read_origin(context: object) -> Origin:
 
 
 def storable(value: object, depth: int = MAX_DEPTH) -> Any:
-    """Return a JSON value so that every database can store it. A value that none can store becomes None.
+    """Return a JSON value that every database can store.
 
-    That is a number that is not finite or has more than 64 bits, and a value nested deeper than `depth`.
+    Numbers that are not finite or have more than 64 bits, and values nested deeper than `depth`, become None.
     """
     result: Any = None
     match value:

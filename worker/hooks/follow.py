@@ -36,7 +36,7 @@ PENDING: ColumnElement[bool] = HookDelivery.status == DeliveryStatus.PENDING
 CHANGES_PER_STEP = 100
 """After a crash, the changes of the last step are sent again."""
 STEP_SECONDS = 30.0
-"""Changes not sent by then wait for the next step, so that what was accepted is recorded."""
+"""Changes not sent by then wait for the next step, so that accepted ones are recorded in time."""
 CONCURRENT_CALLS = 8
 """Upper bound on the concurrent calls of a hook. Each is about another object."""
 FIRST_BACKOFF_SECONDS = 5.0
@@ -241,7 +241,7 @@ class Follower:
             "attempts": attempts,
             "error": described,
             "traceback": clean("".join(traceback.format_exception(error))[-MAX_TRACEBACK:]),
-            # Unlike the errors of events, these name no ids, and their numbers, such as a status, tell causes apart.
+            # Without `worker.errors.fingerprint`: these errors name no ids, and a status distinguishes causes.
             "fingerprint": hashlib.sha256(described.encode()).hexdigest()[:8],
             "attempted_at": db_now(),
             "due_at": db_now_plus(backoff(attempts, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)),

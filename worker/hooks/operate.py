@@ -1,4 +1,4 @@
-"""What operators do with hooks: see their status, and retry or discard failed deliveries."""
+"""Operators' view of hooks: their status, and retrying or discarding failed deliveries."""
 
 from collections import defaultdict
 from collections.abc import Iterable

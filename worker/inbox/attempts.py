@@ -7,8 +7,8 @@ from sqlalchemy import Connection, delete, insert, select
 from models.bulk import is_any_of
 from models.tables import FailedAttempt
 
-KEPT = 50
-"""Attempts kept of an event. An event that waits for the database may be tried once a second."""
+MAX_KEPT = 50
+"""Upper bound on the attempts kept for each event. An event that waits for the database may be tried every second."""
 
 
 def note(tx: Connection, event_id: str, values: Mapping[str, object]) -> None:
@@ -16,7 +16,7 @@ def note(tx: Connection, event_id: str, values: Mapping[str, object]) -> None:
     columns = {name: values.get(name) for name in ("error", "fingerprint", "traceback")}
     tx.execute(insert(FailedAttempt).values(event_id=event_id, **columns))
     of_event = select(FailedAttempt.id).where(FailedAttempt.event_id == event_id).order_by(FailedAttempt.id.desc())
-    oldest_kept = of_event.offset(KEPT - 1).limit(1).scalar_subquery()
+    oldest_kept = of_event.offset(MAX_KEPT - 1).limit(1).scalar_subquery()
     tx.execute(delete(FailedAttempt).where(FailedAttempt.event_id == event_id, FailedAttempt.id < oldest_kept))
 
 

@@ -58,9 +58,9 @@ PARTITIONS = 4
 MAX_BACKOFF_SECONDS = 3600.0
 
 NOT_PENDING = [status for status in EventStatus if status is not EventStatus.PENDING]
-"""Where an id is given, pending events are chosen by `not_in(NOT_PENDING)`.
+"""For the condition `not_in(NOT_PENDING)` on events that are found by id.
 
-PostgreSQL expects few pending events, so with `status = 'pending'` it would read them all by an index of its own.
+With `status = 'pending'`, PostgreSQL would expect few events, and read all pending ones by the index on the status.
 """
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 """The error columns of an event that has not failed."""
@@ -70,7 +70,7 @@ DONE: Record = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()
 
 @dataclass(frozen=True, slots=True)
 class DrainLimits:
-    """What a drain may use. Times are in seconds."""
+    """The limits of a drain. Times are in seconds."""
 
     batch_size: int = 1000
     max_attempts: int = 10
@@ -175,7 +175,7 @@ class Drain:
 
 
 def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
-    """Apply everything that is due in one transaction; return None where `_apply_due` does."""
+    """Apply everything that is due in one transaction; return None if it needs a recorded batch (`_apply_due`)."""
     chosen: list[str] = []
     try:
         accepted = in_transaction(engine, _apply_due, limits, chosen)
@@ -197,11 +197,11 @@ def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[f
     recorded.
     """
     now = time.monotonic()
-    most = min(SMALL_BATCH, limits.batch_size)
+    limit = min(SMALL_BATCH, limits.batch_size)
     chosen.clear()
     roles = lock_role_map(tx)
-    found = [InboxEvent(*event) for event in tx.execute(_due_events(most + 1))]
-    if len(found) > most or any(event.attempts for event in found):
+    found = [InboxEvent(*event) for event in tx.execute(_due_events(limit + 1))]
+    if len(found) > limit or any(event.attempts for event in found):
         return None
     if not found:
         return None if tx.execute(select(select(Batch.id).exists())).scalar_one() else []
@@ -212,13 +212,13 @@ def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[f
 
 
 @functools.cache
-def _due_events(most: int) -> Select[*tuple[Any, ...]]:
-    """Return the statement that locks up to `most` events that are due; none while a batch is recorded.
+def _due_events(limit: int) -> Select[*tuple[Any, ...]]:
+    """Return the statement that locks up to `limit` due events.
 
-    That batch may contain them.
+    It finds none while a batch is recorded: that batch may contain them.
     """
     due = (Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~select(Batch.id).exists())
-    return _inbox_events(*due).order_by(Event.due_at, Event.id).limit(most).with_for_update(skip_locked=True)
+    return _inbox_events(*due).order_by(Event.due_at, Event.id).limit(limit).with_for_update(skip_locked=True)
 
 
 def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
@@ -365,7 +365,7 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
 
 
 class InboxEvent(NamedTuple):
-    """What is needed of a row of the inbox to apply its event."""
+    """The columns of an event in the inbox that are needed to apply it."""
 
     id: str
     type: str
@@ -417,7 +417,7 @@ class AppliedEvents(NamedTuple):
 
 
 def apply_by_id(tx: Connection, ids: Sequence[str], where: ColumnElement[bool]) -> AppliedEvents:
-    """Lock those of the events that meet the condition `where`, and apply them as `apply_events` does."""
+    """Lock the events with these ids that meet the condition `where`, and apply them as `apply_events` does."""
     roles = lock_role_map(tx)
     events = tx.execute(_inbox_events(is_any_of(tx, Event.id, ids), where).order_by(Event.id).with_for_update()).all()
     return apply_events(tx, [InboxEvent(*event) for event in events], roles)
@@ -483,6 +483,6 @@ def _events_of_erased_users(tx: Connection, arrivals: Sequence[Arrival]) -> set[
     erased = erased_users(tx, set(filter(None, (*users.values(), *actors.values()))))
     invitations = {event_id: snapshot.id for snapshot, _, event_id, _ in arrivals if snapshot.kind is INVITATION}
     if invitations:
-        found = select(Invitation.id).where(is_any_of(tx, Invitation.id, invitations.values()), Invitation.erased)
-        erased |= set(tx.execute(found).scalars())
+        query = select(Invitation.id).where(is_any_of(tx, Invitation.id, invitations.values()), Invitation.erased)
+        erased |= set(tx.execute(query).scalars())
     return {event_id for event_id, id in (*users.items(), *actors.items(), *invitations.items()) if id in erased}

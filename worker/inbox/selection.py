@@ -1,4 +1,4 @@
-"""Which events to list or to replay."""
+"""The events to list or to replay."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime

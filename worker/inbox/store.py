@@ -31,7 +31,7 @@ TEST_HEADER = "WorkOS-Sync-Test"
 """The header of their deliveries, so that a refused one is not counted as a refused delivery of WorkOS."""
 PARTITION_KEYS = 256
 IGNORED_EARLIER = (Event.outcome == Outcome.IGNORED, Event.status == EventStatus.DONE, Event.body.is_(None))
-"""The conditions for an ignored event without its payload. If its type is in `READERS`, an older release ignored it."""
+"""The conditions for an ignored event without its payload. If `READERS` has its type, an older release ignored it."""
 
 
 class ReceivedEvent(NamedTuple):
@@ -132,9 +132,9 @@ def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool | None:
 
 
 def accept_earlier(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
-    """Store events from before their types were mirrored, sorted by id; return how many are now to be applied.
+    """Store events from before this release mirrored their types, sorted by id; return how many became pending.
 
-    Those that are new get no `api_at`: nobody sent a webhook, so none is missing.
+    New ones get no `api_at`: WorkOS was not asked to send webhooks for these types, so none is missing.
     """
     new = 0
     for event in events:
@@ -144,13 +144,13 @@ def accept_earlier(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
 
 
 def restore_payloads(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
-    """Make those of `events` pending that were ignored, without keeping the payload, before their types were mirrored.
+    """Make events pending again that an older release ignored, and store their payloads; return how many.
 
-    They take the payload given here. Returns their number.
+    An older release ignores events of types that it does not mirror, and keeps no payload of them.
     """
     ids = [event.id for event in events if event.type in READERS]
-    found = select(Event.id).where(is_any_of(tx, Event.id, ids), *IGNORED_EARLIER).order_by(Event.id).with_for_update()
-    restored = set(tx.execute(found).scalars()) if ids else set()
+    query = select(Event.id).where(is_any_of(tx, Event.id, ids), *IGNORED_EARLIER).order_by(Event.id).with_for_update()
+    restored = set(tx.execute(query).scalars()) if ids else set()
     again = {"status": EventStatus.PENDING, "due_at": db_now(), "attempts": 0, "replays": Event.replays + 1}
     for event in events:
         if event.id in restored:
@@ -196,9 +196,9 @@ def probe(engine: Engine) -> None:
 
 
 class Backlog(NamedTuple):
-    """Pending and failed events, each counted up to 10,000, and for how long the oldest pending event has waited, or 0.
+    """The numbers of pending and failed events, each up to 10,000, and how long the oldest pending event has waited.
 
-    For a replayed event, the wait starts at the replay.
+    The wait of a replayed event starts at the replay. It is 0 if no event is pending.
     """
 
     pending: int
@@ -225,10 +225,10 @@ def backlog(engine: Engine) -> Backlog:
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
-    """Return whether events wait for a drain.
+    """Return whether events need another drain.
 
-    They do if an event has been due, or a batch in progress, for more than `older_than` seconds, or if a batch has not
-    been started.
+    They do if an event has been due, or a batch in progress, for more than `older_than` seconds, or if a recorded batch
+    was not started.
     """
     due = exists().where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at < db_now_plus(-older_than))
     waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_now_plus(-older_than)))

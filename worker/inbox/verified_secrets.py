@@ -1,4 +1,4 @@
-"""Which webhook secrets have ever verified a delivery.
+"""Records the webhook secrets that have verified a delivery.
 
 Until a secret has, refused signatures probably mean that the secret is wrong. Afterwards they may come from anybody.
 """

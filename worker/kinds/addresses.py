@@ -1,4 +1,4 @@
-"""Which users and invitations have an e-mail address. The hashes cover former addresses too."""
+"""Finds users and invitations by e-mail address. The hashes cover former addresses too."""
 
 from collections.abc import Collection
 
@@ -20,5 +20,5 @@ def has_address(table: type[User] | type[Invitation], email: str) -> ColumnEleme
 
 def sent_to(tx: Connection, user_ids: Collection[str]) -> Select[str]:
     """Select the ids of the invitations that were sent to an address that one of these users has or had."""
-    theirs = select(UserAddress.email_hash).where(is_any_of(tx, UserAddress.user_id, user_ids))
-    return select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(theirs))
+    hashes = select(UserAddress.email_hash).where(is_any_of(tx, UserAddress.user_id, user_ids))
+    return select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))

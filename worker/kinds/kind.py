@@ -1,4 +1,4 @@
-"""What one kind of WorkOS object is: its table, payload, event types, listings and parents."""
+"""The definition of a kind of WorkOS object: its table, payload, event types, listings and parents."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -54,8 +54,7 @@ class Decision(NamedTuple):
 
     outcome: Outcome
     compared_with: str | None
-    """The event id of the stored version that it was compared with: empty if that was read from the API, None if there
-    was no version."""
+    """The event id of the stored version. Empty: that version was read from the API. None: nothing was stored."""
     needs_confirmation: ConfirmationReason | None
     """Why a confirmed read is needed; None if it is not."""
 
@@ -107,7 +106,7 @@ def _late_version(kind: Kind, current: State, incoming: State, arrival: Arrival)
     """Return a state that lost, for `note_late_versions`; without personal data if the object is erased."""
     shown = fill_omitted(current, incoming)
     if current.erased:
-        shown = replace(shown, erased=True, content={**shown.content, **dict.fromkeys(kind.personal)})
+        shown = blanked(kind, shown)
     id = arrival.snapshot.id
     place = (arrival.cause_id, kind.name, id, kind.organization_of(id, shown.content))
     return LateState(*place, recorded_state(kind, shown), shown, current, arrival.origin)
@@ -130,13 +129,13 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     if changes:
         at = advisory_lock(tx, CHANGES_LOCK)
         by_cause = {row.caused_by: row for row in changes}
-        further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
-        rows = _without_erased_people(tx, (*changes, *further))
+        derived = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
+        rows = _without_erased_people(tx, (*changes, *derived))
         insert_rows(tx, Change, [{"at": at, **row._asdict()} for row in rows])
 
 
 def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:
-    """Return a row that a change led to, with the actor of that change."""
+    """Return a row that auto-join derived from `change`, with the actor of `change`."""
     if change is None:
         return row
     return row._replace(actor_id=change.actor_id, actor_name=change.actor_name, actor_source=change.actor_source)
@@ -176,9 +175,12 @@ def _people_in(row: ChangeRow) -> set[str]:
 
 def without_erased(kind: Kind, current: State | None, incoming: State) -> State:
     """Return `incoming` with blank personal columns if `current` is erased and stays so; otherwise unchanged."""
-    if current is None or not (current.erased and kind.stays_erased):
-        return incoming
-    return replace(incoming, erased=True, content={**incoming.content, **dict.fromkeys(kind.personal)})
+    return blanked(kind, incoming) if current is not None and current.erased and kind.stays_erased else incoming
+
+
+def blanked(kind: Kind, state: State) -> State:
+    """Return a state as erased, with blank personal columns."""
+    return replace(state, erased=True, content={**state.content, **dict.fromkeys(kind.personal)})
 
 
 def recorded_state(kind: Kind, state: State) -> JsonObject:
@@ -310,8 +312,8 @@ def _touched(kind: Kind) -> dict[str, Any]:
 
 def _deleted(tx: Connection, kind: Kind, ids: Collection[str]) -> set[str]:
     """Return those of the objects that are stored as deleted."""
-    found = select(kind.table.id).where(is_any_of(tx, kind.table.id, ids), kind.table.deleted_by.is_not(None))
-    return set(tx.execute(found).scalars()) if ids else set()
+    query = select(kind.table.id).where(is_any_of(tx, kind.table.id, ids), kind.table.deleted_by.is_not(None))
+    return set(tx.execute(query).scalars()) if ids else set()
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Auto-join: derives what changes of the mirror mean for auto-join, in the transaction that makes the changes.
+"""Auto-join: records the effects of changes on auto-join, in the transaction that makes the changes.
 
 The views in `models.views` decide: `auto_join_domains` by which domain people join, `auto_join_blocks` who is kept out.
 This module repeats the part of `auto_join_domains` about verification and rival workspaces, to record in `changes` why
@@ -119,10 +119,10 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     if not (domains or workspaces or people):
         return []
     mode, backfilled_at = tx.execute(select(MirrorState.auto_join, MirrorState.backfilled_at)).one()
-    further: list[ChangeRow] = []
+    derived: list[ChangeRow] = []
     if domains or workspaces:
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
-        further = _record_changes(transitions, changes)
+        derived = _record_changes(transitions, changes)
         if mode == AutoJoinMode.PROVISION:
             _request_new_domain_searches(tx, transitions)
     if mode == AutoJoinMode.PROVISION:
@@ -133,7 +133,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
                 by_cause.setdefault(row.caused_by, []).append(id)
         for cause, ids in by_cause.items():
             add_joins(tx, is_any_of(tx, User.id, ids), cause)
-    return further
+    return derived
 
 
 def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[bool]) -> None:
@@ -147,8 +147,8 @@ def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[
     of_claim = and_(Domain.organization_id == view.organization_id, Domain.normalized == view.domain)
     verified = (Domain.deleted_by.is_(None), Domain.verification.in_(VERIFIED))
     place = (view.organization_id, view.domain)
-    found = select(*place, func.min(Domain.updated_at)).join(Domain, of_claim).where(*verified, *which).group_by(*place)
-    for organization_id, domain, verified_at in tx.execute(found).all():
+    query = select(*place, func.min(Domain.updated_at)).join(Domain, of_claim).where(*verified, *which).group_by(*place)
+    for organization_id, domain, verified_at in tx.execute(query).all():
         _insert_search(tx, organization_id, domain, verified_at, cause)
 
 
@@ -298,7 +298,7 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
     for change in changes:
         if change.kind == DOMAIN.name:
             rows.setdefault(change.object_id, []).append(change)
-    further: list[ChangeRow] = []
+    derived: list[ChangeRow] = []
     for claim, old, new, cause in transitions:
         before, now = _columns(old), _columns(new)
         own = rows.get(claim.id, [])
@@ -308,8 +308,8 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
             change.after.update(now if change is own[-1] else before)
         if not own and old != new:
             row = (claim.id, claim.organization_id, claim.recorded() | before, claim.recorded() | now)
-            further.append(ChangeRow(DOMAIN.name, *row, *cause))
-    return further
+            derived.append(ChangeRow(DOMAIN.name, *row, *cause))
+    return derived
 
 
 def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
@@ -327,9 +327,9 @@ def _request_new_domain_searches(tx: Connection, transitions: Sequence[Transitio
 
 
 def _insert_search(tx: Connection, organization_id: str, domain: str, verified_at: datetime, cause: CausedBy) -> None:
-    """Request a search for everybody with `AUTO_JOIN_EXISTING`, else for the people who signed up since `verified_at`.
+    """Request a search for everybody (`AUTO_JOIN_EXISTING`), or for the people who signed up since `verified_at`.
 
-    People found by the first resync are left out. An open search for everybody is not narrowed.
+    People found by the first resync are left out. A search for everybody that is still open stays one for everybody.
     """
     settings = select(MirrorState.auto_join_existing, MirrorState.backfill_from, MirrorState.backfilled_at)
     existing, backfill_from, backfilled_at = tx.execute(settings).one()

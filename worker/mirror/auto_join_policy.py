@@ -1,4 +1,4 @@
-"""Decisions of settings and operators about auto-join: the mode, workspaces' settings, blocks on persons.
+"""Auto-join as settings and operators decide it: the mode, the settings of a workspace, blocks on persons.
 
 The rule that keeps a removed person out is the view `auto_join_blocks` in `models.views`.
 """
@@ -51,8 +51,8 @@ COUNTS_TICK = "counts"
 def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     """Store the settings `AUTO_JOIN` and `AUTO_JOIN_EXISTING`, so that all processes use the same ones.
 
-    If more people join than before, those who have already signed up are searched for in every workspace: everybody
-    with `AUTO_JOIN_EXISTING`; without it, if the mode was `mirror`, those who signed up since the domain was verified.
+    If more people may join than before (`searches_for_people`), requests a search of every auto-join domain for those
+    who have already signed up.
     """
     wanted: dict[str, object] = {"auto_join": mode, "auto_join_existing": existing}
     current = tx.execute(select(MirrorState.__table__).with_for_update()).mappings().one()
@@ -124,7 +124,7 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
 
 @transactional
 def unblock(tx: Connection, organization_id: str, person: str, actor: audit.Actor) -> list[str]:
-    """Let someone join by domain again who was removed, deactivated, invited or blocked.
+    """Let a person who was removed, deactivated, invited or blocked join by domain again.
 
     `person` is a user id, an e-mail address in any spelling, or the id of an invitation. The address may belong to no
     user yet. Blocks of other users with the same address are removed too. In mode `provision` the person is made a
@@ -177,7 +177,7 @@ def unblock(tx: Connection, organization_id: str, person: str, actor: audit.Acto
 
 @transactional
 def block(tx: Connection, organization_id: str, user_id: str, actor: audit.Actor) -> None:
-    """Keep someone from joining a workspace by domain until they are unblocked. An existing membership stays.
+    """Keep a person from joining a workspace by domain until they are unblocked. An existing membership stays.
 
     Raises `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if `actor` gives no
     reason.

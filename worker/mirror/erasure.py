@@ -1,7 +1,7 @@
 """Erasure: blanks a deleted user's personal data (`Kind.personal`) in the mirror, history, drift, payloads and audit.
 
-Also that in the user's memberships, in invitations that were sent to one of their addresses, and in those that the user
-accepted, unless another user has the address.
+It also blanks the personal data in the user's memberships, in invitations to one of their addresses, and in invitations
+that the user accepted, unless another user has the address.
 
 Payloads are blanked first, in small transactions, and the user last: the addresses to search for come from the user and
 their history. So an interrupted erasure can start again with the same result.
@@ -48,7 +48,7 @@ from worker.kinds.addresses import sent_to
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import USER, User
-from worker.mirror.apply import ACTOR_BLANKED, change, insert_and_lock_rows, note_changes, save_rows
+from worker.mirror.apply import ACTOR_BLANKED, blanked, change, insert_and_lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy, ChangeRow
 
 BATCH = 500
@@ -64,9 +64,9 @@ PERSON: dict[Kind, InstrumentedAttribute[str | None]] = {
 """Kind of object that is erased with its person → the column with the person's id."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Erased:
-    """What an erasure blanked, and what it could not blank, as numbers of rows."""
+    """Numbers of rows that an erasure blanked, or could not blank."""
 
     payloads: int
     failed_payloads: int
@@ -139,13 +139,13 @@ def _about(
     return or_(*((row.kind == kind.name) & row.object_id.in_(ids) for kind, ids in of_kind))
 
 
-def needless_addresses() -> tuple[ColumnElement[bool], ...]:
+def unneeded_addresses() -> tuple[ColumnElement[bool], ...]:
     """Return the conditions for hashed addresses of erased users that no block of auto-join needs any more."""
     erased = select(User.id).where(User.erased)
     return UserAddress.user_id.in_(erased), ~exists().where(auto_join_blocks.c.user_id == UserAddress.user_id)
 
 
-def needless_invited_addresses() -> tuple[ColumnElement[bool], ...]:
+def unneeded_invited_addresses() -> tuple[ColumnElement[bool], ...]:
     """Return the conditions for hashed addresses of erased invitations that no block of auto-join needs any more."""
     erased = select(Invitation.id).where(Invitation.erased)
     blocks = exists().where(auto_join_blocks.c.email_hash == InvitedAddress.email_hash)
@@ -169,7 +169,7 @@ def _accepted_as_own() -> ColumnElement[bool]:
 def _sent_before_erasure() -> ColumnElement[bool]:
     """Return the condition that an invitation is older than the deletion of an erased user who had its address.
 
-    No other user may have it. Known only while the address of the erased user is kept (`needless_addresses`).
+    No other user may have it. Known only while the address of the erased user is kept (`unneeded_addresses`).
     """
     holder = User.id == UserAddress.user_id
     older = Invitation.created_at <= func.coalesce(User.event_at, User.touched_at)
@@ -184,22 +184,22 @@ def _has_holder(which: ColumnElement[bool]) -> ColumnElement[bool]:
 
 def erase_late(tx: Connection, kind: Kind) -> int:
     """Erase the next memberships or invitations of erased users that arrived after the erasure; return how many."""
-    theirs: ColumnElement[bool] = PERSON[kind].in_(select(User.id).where(User.erased))
+    of_erased: ColumnElement[bool] = PERSON[kind].in_(select(User.id).where(User.erased))
     if kind is INVITATION:
-        theirs = theirs & _accepted_as_own() | _sent_before_erasure()
-    late = select(kind.table.id).where(~kind.table.erased, theirs).limit(BATCH)
+        of_erased = of_erased & _accepted_as_own() | _sent_before_erasure()
+    late = select(kind.table.id).where(~kind.table.erased, of_erased).limit(BATCH)
     ids = sorted(tx.execute(late).scalars())
     note_changes(tx, [each.row for each in _blank_objects(tx, kind, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"))])
     return len(ids)
 
 
-def blank_undecided(tx: Connection) -> int:
+def blank_failed_or_dismissed(tx: Connection) -> int:
     """Blank the payloads of failed and dismissed events that contain the id of an erased user; return how many.
 
-    Such events arrived after the erasure. Their object may not be known, so their whole payloads are searched.
+    Such events arrived after the erasure. The inbox may not know their object, so their whole payloads are searched.
     """
-    undecided = Event.status.in_((EventStatus.FAILED, EventStatus.DISMISSED))
-    found = tx.execute(select(Event.id, Event.body).where(undecided, Event.body.is_not(None)))
+    failed_or_dismissed = Event.status.in_((EventStatus.FAILED, EventStatus.DISMISSED))
+    found = tx.execute(select(Event.id, Event.body).where(failed_or_dismissed, Event.body.is_not(None)))
     words = {id: mentions(body or b"").words for id, body in found}
     erased = _erased_among(tx, set().union(*words.values()))
     return len(_blank(tx, [id for id, named in words.items() if not named.isdisjoint(erased)]))
@@ -221,10 +221,10 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
     numbers = [in_transaction(engine, _erase_user, id, actor) for id in user_ids]
     _blank_actors(engine, user_ids)  # what they did meanwhile
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
-    search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
-    pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
+    search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.pending))
+    is_pending = Event.status == inline_literal(EventStatus.PENDING)
     with read_transaction(engine) as tx:
-        left = tx.execute(pending).scalar_one()
+        pending = tx.execute(select(func.count()).where(Event.id.in_(search.pending), is_pending)).scalar_one()
     changes, drift, hook_errors = map(sum, zip(*numbers, strict=True))
     return Erased(
         payloads=len(search.blanked),
@@ -233,7 +233,7 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
         drift=drift,
         hook_errors=hook_errors,
         reasons=reasons,
-        pending=left,
+        pending=pending,
         unparsed=len(search.unparsed),
     )
 
@@ -258,9 +258,8 @@ def _addresses_of(
         yield from filter(None, (fields or {}).get("email") or ())
     events = select(Event.body).where(Event.kind == kind.name, is_any_of(tx, Event.object_id, ids))
     for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
-        if isinstance(
-            email := parse_json(body or b"")["data"].get("email"), str
-        ):  # its object is known, so it has `data`
+        email = parse_json(body or b"")["data"].get("email")  # its object is known, so it has `data`
+        if isinstance(email, str):
             yield email
 
 
@@ -270,7 +269,7 @@ class _Search:
     def __init__(self, engine: Engine, ids: frozenset[str], addresses: frozenset[str]) -> None:
         self._engine, self._ids, self._addresses = engine, ids, addresses
         self.blanked: dict[str, EventStatus] = {}
-        self.left: set[str] = set()
+        self.pending: set[str] = set()
         """Ids of pending events that mention one of the users."""
         self.unparsed: set[str] = set()
 
@@ -289,7 +288,7 @@ class _Search:
             named = [row.id for row in found if self._is_named(row.id, row.body or b"")]
             blanked = in_transaction(self._engine, _blank, named) if named else {}
             self.blanked |= blanked
-            self.left = self.left.union(named).difference(blanked)
+            self.pending = self.pending.union(named).difference(blanked)
             after = found[-1].id
             number += len(found)
             searched(number)
@@ -374,14 +373,14 @@ def has_actor_data() -> ColumnElement[bool]:
 
 
 def _blank_actors(engine: Engine, user_ids: Sequence[str]) -> None:
-    """Blank `ACTOR_BLANKED` in the changes that users made. Retention has done so in the older ones.
+    """Blank `ACTOR_BLANKED` in the changes that users made, except old ones, where retention has blanked them.
 
     There is no index on actors, so the rows are searched outside of the transactions that blank them.
     """
     after = select(MirrorState.actors_blanked_to).scalar_subquery()
     with read_transaction(engine) as tx:
-        theirs = select(Change.id).where(Change.id > after, is_any_of(tx, Change.actor_id, user_ids), has_actor_data())
-        ids = list(tx.execute(theirs).scalars())
+        made = select(Change.id).where(Change.id > after, is_any_of(tx, Change.actor_id, user_ids), has_actor_data())
+        ids = list(tx.execute(made).scalars())
     for first in range(0, len(ids), BATCH):
         some = update(Change).where(Change.id.in_(ids[first : first + BATCH])).values(ACTOR_BLANKED)
         in_transaction(engine, Connection.execute, some)
@@ -408,8 +407,8 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
         *_blank_objects(tx, MEMBERSHIP, membership_ids, caused_by),
     ]
     of_invitations = is_any_of(tx, InvitedAddress.invitation_id, invitation_ids)
-    tx.execute(delete(InvitedAddress).where(of_invitations, *needless_invited_addresses()))
-    tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
+    tx.execute(delete(InvitedAddress).where(of_invitations, *unneeded_invited_addresses()))
+    tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *unneeded_addresses()))
     # A hook's error and traceback come from the receiver and may quote anything.
     about_user = _about(HookDelivery, [user_id], invitation_ids)
     errors = update(HookDelivery).where(about_user, HookDelivery.error.is_not(None))
@@ -434,22 +433,22 @@ def _blank_objects(tx: Connection, kind: Kind, ids: Sequence[str], caused_by: Ca
 
 def _blank_object(tx: Connection, kind: Kind, id: str, state: State, caused_by: CausedBy) -> _Blanked:
     """Blank the personal data of a locked object in the mirror, in its changes and in drift."""
-    before = replace(state, content={**state.content, **dict.fromkeys(kind.personal)})
-    after = replace(before, erased=True)
+    after = blanked(kind, state)
+    before = replace(after, erased=False)
     save_rows(tx, kind, {id: after})
     history = (Change.kind == kind.name, Change.object_id == id)
     changes = tx.execute(select(Change.id, Change.before, Change.after).where(*history)).all()
     for row in changes:
-        values = {"before": _blanked(kind, row.before), "after": _blanked(kind, row.after), **ACTOR_BLANKED}
-        tx.execute(update(Change).where(Change.id == row.id).values(values))
+        contents = {"before": _blanked_content(kind, row.before), "after": _blanked_content(kind, row.after)}
+        tx.execute(update(Change).where(Change.id == row.id).values(contents | ACTOR_BLANKED))
     late = (LateVersion.kind == kind.name, LateVersion.object_id == id)
     for event_id, content in tx.execute(select(LateVersion.event_id, LateVersion.content).where(*late)).all():
-        blanked = update(LateVersion).where(LateVersion.event_id == event_id)
-        tx.execute(blanked.values(content=_blanked(kind, content)))
+        version = update(LateVersion).where(LateVersion.event_id == event_id)
+        tx.execute(version.values(content=_blanked_content(kind, content)))
     drift = update(Drift).where(Drift.kind == kind.name, Drift.object_id == id, Drift.fields.is_not(None))
     drift_number = tx.execute(drift.values(fields=None)).rowcount
     return _Blanked(change(kind, id, before, after, *caused_by), len(changes), drift_number)
 
 
-def _blanked(kind: Kind, content: JsonObject | None) -> JsonObject | None:
+def _blanked_content(kind: Kind, content: JsonObject | None) -> JsonObject | None:
     return None if content is None else {"erased": False, **content, **dict.fromkeys(kind.personal)}

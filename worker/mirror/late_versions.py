@@ -1,6 +1,6 @@
-"""Keeps states that WorkOS had and the mirror never: their events arrived after that of a newer state.
+"""Keeps states that WorkOS had and the mirror never had: their events arrived after the event of a newer state.
 
-`worker.reports.past_workos` needs them. They are rare, so the query for the next version costs other events nothing.
+`worker.reports.past_workos` needs them. They are rare, so the query for the next version hardly costs anything.
 """
 
 from collections import defaultdict
@@ -36,9 +36,9 @@ class LateState(NamedTuple):
 
 
 def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Iterable[tuple[Subject, datetime]]) -> None:
-    """Keep states that arrived late, except of events that are replayed and won before.
+    """Keep states that arrived late, unless their event won earlier and is only replayed.
 
-    `arrived` has the objects and times of all events that are applied together.
+    `arrived` has the object and the time of each event in the same batch.
     """
     times: dict[Subject, list[datetime]] = defaultdict(list)
     for subject, at in arrived:

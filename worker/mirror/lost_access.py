@@ -49,9 +49,9 @@ def adopt(tx: Connection, *, on: bool) -> None:
 def settle(
     tx: Connection, state: RevocationState, reason: str | None, *which: ColumnElement[bool]
 ) -> Sequence[RowMapping]:
-    """Settle the pending revocations that meet `which`; return all.
+    """Set the final state of the pending revocations that meet `which`, and return them.
 
-    Those that ended sessions are noted in the audit and added to the total.
+    Revocations that ended sessions are recorded in the audit and added to the total.
     """
     settled = {"state": state, "reason": reason, "settled_at": db_now(), "error": None}
     statement = update(Revocation).where(PENDING, *which).values(settled).returning(Revocation.__table__)
@@ -104,9 +104,9 @@ def _ended_objects(kind: Kind, states: Mapping[str, State], now: datetime) -> It
 def _members_of_deleted(
     tx: Connection, kind: Kind, states: Mapping[str, State], turned_on: datetime, now: datetime
 ) -> Iterator[Record]:
-    """Yield a row for each active membership in a deleted workspace, if either is among `states`.
+    """Yield a row for each active membership in a deleted workspace, if the membership or the workspace was saved.
 
-    If it is not known when the workspace was deleted, only one that was saved since `turned_on` counts.
+    A workspace without a known time of deletion counts only if it was saved since `turned_on`.
     """
     if kind is USER:
         return
@@ -114,8 +114,8 @@ def _members_of_deleted(
     columns = (Membership.organization_id, Membership.user_id, *(Organization.deleted_by, Organization.touched_at))
     live = (Membership.deleted_by.is_(None), Membership.status == "active", Membership.user_id.is_not(None))
     of_event = Organization.event_at, Organization.event_id
-    found = select(*columns, *of_event).join(Organization, Organization.id == Membership.organization_id)
-    for row in tx.execute(found.where(saved, Organization.deleted_by.is_not(None), *live)):
+    query = select(*columns, *of_event).join(Organization, Organization.id == Membership.organization_id)
+    for row in tx.execute(query.where(saved, Organization.deleted_by.is_not(None), *live)):
         reported = row.deleted_by == DeletedBy.EVENT
         is_dated = reported and row.event_at != EPOCH
         if not is_dated and row.touched_at < turned_on:
@@ -131,10 +131,10 @@ def _members_of_deleted(
 
 
 def _insert(tx: Connection, rows: list[Record], now: datetime) -> None:
-    """Insert revocations. One that exists becomes pending again if the loss is another or later.
+    """Insert revocations. An existing one becomes pending again if this loss is later, or by another object or event.
 
-    A loss without a known time has the time `now`, by the database's clock. That cannot be compared with WorkOS's
-    times, so such a loss always counts as later, and so does that of another event.
+    A loss without a known time has `now`, by the database's clock. It cannot be compared with WorkOS's times, so it
+    always counts as later.
     """
     statement = dialect_insert(tx, Revocation)
     # Not `PENDING`: SQLAlchemy refuses an inlined literal in a statement for several rows.

@@ -34,12 +34,12 @@ from worker.kinds.membership import MEMBERSHIP
 from worker.mirror.apply import ACTOR_BLANKED
 from worker.mirror.erasure import (
     about_erased,
-    blank_undecided,
+    blank_failed_or_dismissed,
     erase_deleted,
     erase_late,
     has_actor_data,
-    needless_addresses,
-    needless_invited_addresses,
+    unneeded_addresses,
+    unneeded_invited_addresses,
 )
 
 log = structlog.get_logger()
@@ -81,13 +81,13 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     steps: dict[str, Callable[[Connection], int]] = {
         # The drain blanks the payloads of ignored types, but earlier releases kept them.
         "payloads": _blanker(done, (Event.processed_at < db_ago(periods.payloads)) | ignored),
-        # What arrived after its user was erased, and events of it that the drain could not recognize.
+        # Objects that arrived after their user was erased, and their events, which the drain could not recognize.
         "erased_memberships": lambda tx: erase_late(tx, MEMBERSHIP),
         "erased_invitations": lambda tx: erase_late(tx, INVITATION),
         "erased_payloads": _blanker(Event.status == EventStatus.DONE, about_erased()),
-        "erased_failures": blank_undecided,
+        "erased_failures": blank_failed_or_dismissed,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
-        # Their messages may quote the payload, so they are kept no longer.
+        # An error may quote the payload, so it is deleted with it.
         "failed_attempts": _deleter(FailedAttempt, ~_has_payload(FailedAttempt.event_id)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         # After `changes`: a late version is only needed with the change that it came after, which is older.
@@ -100,8 +100,8 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         **of_ended_runs,
         "drift": _deleter(tables.Drift, tables.Drift.run_id.in_(old_run)),
         "runs": _deleter(Run, Run.id.in_(old_run)),
-        "user_addresses": _deleter(tables.UserAddress, *needless_addresses()),
-        "invited_addresses": _deleter(tables.InvitedAddress, *needless_invited_addresses()),
+        "user_addresses": _deleter(tables.UserAddress, *unneeded_addresses()),
+        "invited_addresses": _deleter(tables.InvitedAddress, *unneeded_invited_addresses()),
     }
     counts = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     counts["persons"] = erase_deleted(engine, periods.persons, stopping)
@@ -126,7 +126,7 @@ def _has_payload(event_id: InstrumentedAttribute[str]) -> ColumnElement[bool]:
 
 
 def _deleter(table: type[tables.Base], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
-    return lambda tx: delete_some(tx, table, *which, most=BATCH)
+    return lambda tx: delete_some(tx, table, *which, limit=BATCH)
 
 
 def _is_last_decision() -> ColumnElement[bool]:
@@ -144,7 +144,7 @@ def _blank_actors(tx: Connection, period: timedelta) -> int:
     """Blank the names of actors and the previous attributes in old changes; return the number of changes searched."""
     done_to = tx.execute(select(MirrorState.actors_blanked_to).with_for_update()).scalar_one()
     page = select(Change.id, Change.at < db_ago(period)).where(Change.id > done_to).order_by(Change.id).limit(BATCH)
-    # Up to the first that is not old: times may not ascend with the ids.
+    # Stop at the first change that is not old: times may not ascend with the ids.
     old = [id for id, _ in takewhile(lambda row: row[1], tx.execute(page).all())]
     if old:
         of_page = Change.id.between(old[0], old[-1])
@@ -154,7 +154,7 @@ def _blank_actors(tx: Connection, period: timedelta) -> int:
 
 
 def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
-    """Delete changes and record the last deleted one, so that readers that have not read it learn of the gap."""
+    """Delete changes and record the last deleted one, so that a reader behind it gets `CursorGoneError`."""
     old = tx.execute(select(Change.id, Change.at).where(*which).order_by(Change.id).limit(BATCH)).all()
     if old:
         tx.execute(delete(Change).where(Change.id.in_([id for id, _ in old])))

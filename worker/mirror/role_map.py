@@ -37,7 +37,7 @@ FETCH_SIZE = 1_000
 MEMBER, ADMIN = LOCAL_ROLES
 MAX_PROMOTIONS = 20
 MAX_PROMOTED_SHARE = 0.05
-"""A map that would make more than both of these admins, in number and as a share of the members, is withheld."""
+"""A new map is withheld if it would promote more than `MAX_PROMOTIONS` members and more than this share of them all."""
 
 
 _LOCKED = select(MirrorState.role_map).with_for_update(read=True)
@@ -59,10 +59,10 @@ def lock_role_map(tx: Connection) -> RoleMap:
 
 
 def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
-    """Store the role map and map every affected membership again; return how many changed.
+    """Store the role map and map every membership again; return how many memberships changed.
 
-    If it would promote too many, the promotions are withheld (`approve`). Resumes where an earlier call was
-    interrupted. Each change adds a row to `changes` with cause `settings`.
+    If the map would promote too many members, it is withheld until `approve`, and only demotions take effect. Resumes
+    where an earlier call was interrupted. Each change adds a row to `changes` with cause `settings`.
     """
     with read_transaction(engine) as tx:
         withheld = _if_too_many(tx, dict(role_map))
@@ -89,7 +89,7 @@ def digest_of(role_map: Mapping[str, str]) -> str:
 
 
 def role_changes(tx: Connection, role_map: Mapping[str, str]) -> Iterator[RoleChange]:
-    """Yield the people with access whose role `role_map` would change, compared with the map in force."""
+    """Yield each person with access whose role would change if `role_map` replaced the map in force."""
     current: JsonObject = tx.execute(select(MirrorState.role_map)).scalar_one()
     changed = {slug for slug in {*current, *role_map} if current.get(slug, MEMBER) != role_map.get(slug, MEMBER)}
     if not changed:
@@ -99,8 +99,8 @@ def role_changes(tx: Connection, role_map: Mapping[str, str]) -> Iterator[RoleCh
     ignored = set(tx.execute(others).scalars())
     view = workspace_members.c
     columns = (view.organization_id, view.user_id, view.role, Membership.workos_roles)
-    found = select(*columns).join(Membership, Membership.id == view.membership_id)
-    ordered = found.order_by(view.organization_id, view.user_id)
+    query = select(*columns).join(Membership, Membership.id == view.membership_id)
+    ordered = query.order_by(view.organization_id, view.user_id)
     with tx.execute(ordered, execution_options={"yield_per": FETCH_SIZE}) as rows:
         for organization_id, user_id, before, slugs in rows:
             if changed.isdisjoint(slugs or ()):

@@ -1,11 +1,11 @@
-"""What failed events may have changed: rows of `failed_effects`, for which a bounded answer is `Stale`.
+"""Records the access that failed events may have changed (`failed_effects`). Bounded answers about it are `Stale`.
 
 A failed event makes only answers about its object uncertain: a workspace, a person, or a person in a workspace. If the
 payload does not identify the object, answers about its workspace become uncertain; if it identifies neither, all
 answers do. An event that waits for its next attempt counts as failed.
 
-The uncertainty ends when the event is applied or dismissed, or by what was read from WorkOS after the failure: the
-object, or, if it is unknown, everything that a resync compares.
+The uncertainty ends when the event is applied or dismissed, or when the object is read from WorkOS after the failure.
+If the object is unknown, it ends with a later resync that compares the workspace or everything.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ ALL_UNCERTAIN = (FailedEffect.organization_id == ANY, FailedEffect.user_id == AN
 
 
 class Subject(NamedTuple):
-    """What an event is about, as far as its payload can be read: an object, and the workspace and person in it."""
+    """The object of an event, and the workspace and person in it, as far as the payload can be read."""
 
     kind: Kind
     data: Fields | None
@@ -51,7 +51,7 @@ class Subject(NamedTuple):
 
 
 def subject_of(type: str, body: bytes) -> Subject | None:
-    """Return what an event is about; None for a type that is ignored."""
+    """Return the subject of an event; None for a type that is ignored."""
     if type not in READERS:
         return None
     kind = READERS[type][0]
@@ -65,7 +65,7 @@ def subject_of(type: str, body: bytes) -> Subject | None:
 
 
 def note_failure(tx: Connection, event_id: str) -> None:
-    """Record what an event that failed is about and may have changed, and request a read of its object."""
+    """Record the object of a failed event and the access that it may have changed, and request a read of the object."""
     event = tx.execute(select(Event.type, Event.body).where(Event.id == event_id)).one()
     subject = _note(tx, event_id, event.type, event.body or b"")
     if subject is not None:
@@ -74,7 +74,7 @@ def note_failure(tx: Connection, event_id: str) -> None:
 
 
 def note_unstored(tx: Connection, item: object) -> None:
-    """Record what an event may have changed that the events API returned and that has no usable id or type."""
+    """Record the access that an event of the events API without a usable id or type may have changed."""
     body = json.dumps(item, sort_keys=True).encode()
     id = f"invalid:{hashlib.sha256(body).hexdigest()[:16]}"
     if isinstance(item, dict) and isinstance(type := item.get("event"), str):
@@ -107,27 +107,27 @@ def _note(tx: Connection, event_id: str, type: str, body: bytes) -> Subject | No
 
 
 def mark_all_uncertain(tx: Connection, event_id: str) -> None:
-    """Record that anything may have changed; a full resync ends it. `event_id` says why."""
+    """Record that any access may have changed, until a full resync. `event_id` says why."""
     insert_new(tx, FailedEffect, [{"organization_id": ANY, "user_id": ANY, "event_id": event_id}])
 
 
 def clear_after_events(tx: Connection, event_ids: Collection[str]) -> None:
-    """End what these events made uncertain: they were applied or dismissed."""
+    """Delete the uncertainty of events that were applied or dismissed."""
     if event_ids:
         tx.execute(delete(FailedEffect).where(is_any_of(tx, FailedEffect.event_id, event_ids)))
 
 
 def clear_after_read(tx: Connection, kind: Kind, object_id: str, began_at: datetime) -> None:
-    """End what failed until `began_at`, the database's time before the object was read from WorkOS."""
+    """Delete the uncertainty of an object's events that failed by `began_at`: the database's time before its read."""
     read = (FailedEffect.kind == kind.name, FailedEffect.object_id == object_id, FailedEffect.since <= began_at)
     tx.execute(delete(FailedEffect).where(*read))
 
 
 def clear_after_resync(tx: Connection, run_id: str) -> None:
-    """Delete the uncertainty of failed events whose object is unknown.
+    """Delete the uncertainty of failed events about unknown objects that this resync has compared.
 
-    Keep what is newer than this resync or outside its scope. Delete nothing if the resync found invalid objects: one of
-    them may be the unknown object.
+    Events that failed after it began, or in another workspace, stay uncertain. If it found invalid objects, all do: one
+    of those may be the unknown object.
     """
     run = tx.execute(select(Run.organization_id, Run.created_at).where(Run.id == run_id)).one()
     deciding = [kind.name for kind in (ORGANIZATION, USER, MEMBERSHIP, ROLE)]

@@ -22,11 +22,11 @@ WAIT_SECONDS = 0.4
 MANY_EVENTS = 8
 """From this many events in one drain, the next drain starts `GATHER_SECONDS` later."""
 GATHER_SECONDS = 0.02
-"""So that the next batch is larger: the statements of a batch cost as much as some dozens of events."""
+"""Makes the next batch larger: the statements of a batch cost as much as some dozens of events."""
 
 
 class DrainJob:
-    """What the jobs of a process run. Call it once for each job.
+    """Runs the jobs of the lane `drain` in one process. Call it once for each job.
 
     Args:
         services: the services of the process.
@@ -46,7 +46,7 @@ class DrainJob:
     def __call__(self) -> None:
         """Keep the doorbell's flag, so that rings reach this job, and drain after each ring.
 
-        Drain a last time after giving up the flag or losing it to another job: an event may have come in between.
+        Drain again after clearing the flag or losing it to another job: events may have been stored since.
         """
         ends = time.monotonic() + LIFE_SECONDS
         keeps = False

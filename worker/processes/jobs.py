@@ -21,7 +21,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY, clean_worker_registry
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
 from worker.redis_client import INTERRUPTS
-from worker.seldom import Seldom
+from worker.throttle import LogThrottle
 
 log = structlog.get_logger()
 
@@ -36,9 +36,9 @@ FIELDS = frozenset(
 )
 """The fields of a job in Redis that are read."""
 PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *INTERRUPTS)
-"""What reading a job raises for other reasons: Redis is lost, or a signal arrived."""
+"""Exceptions that do not mean that a job is malformed: it is gone, Redis is lost, or a signal arrived."""
 NO_JOB = b"no-job"
-_seldom = Seldom()
+_may_log = LogThrottle()
 """Limits the log lines about dropped jobs: a client with access to Redis can add any number of them."""
 
 
@@ -187,7 +187,7 @@ def _is_execution(entry: bytes) -> bool:
 
 
 def _log_dropped(why: str) -> None:
-    if _seldom():
+    if _may_log():
         log.warning("job_dropped", why=why)
 
 

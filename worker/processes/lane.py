@@ -48,7 +48,7 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             contained = partial(services.counters.contained, Place.LANE, lane)
             worker = make_worker(services.redis, lane, {lane: job.run}, stopping, contained)
             if lane == DRAIN:
-                services.bell.ring()  # for the job that waits; not before RQ has set the time-outs of connections
+                services.bell.ring()  # starts the waiting job; only now has RQ set the time-outs of connections
             failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
             state = partial(_state, worker, job)
             # A client of its own: RQ waits for jobs with long time-outs.
@@ -69,7 +69,7 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
 
 
 class _Job(NamedTuple):
-    """What the jobs of a lane run, and whether the job that is running only waits for events."""
+    """The function that the jobs of a lane run, and whether the running job only waits for events."""
 
     run: Callable[[], None]
     waits: Callable[[], bool] = lambda: False
@@ -88,7 +88,7 @@ def _repair(services: Services, stopping: threading.Event, _at_end: ExitStack) -
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
     repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
-    return _Job(clearing_flag(repair.all, services.repair_bell, services.counters))
+    return _Job(clearing_flag(repair.work_on_all, services.repair_bell, services.counters))
 
 
 def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack) -> _Job:
@@ -126,13 +126,13 @@ def _sessions(services: Services, stopping: threading.Event, _at_end: ExitStack)
 
     def run() -> None:
         require_same_environment(engine, workos, settings)
-        revoker.all()
+        revoker.revoke_due()
 
     return _Job(clearing_flag(run, services.sessions_bell, services.counters))
 
 
 JOBS = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks, SESSIONS: _sessions}
-"""For each lane, a function that returns what its jobs run.
+"""For each lane, a function that builds its jobs.
 
 It gets the services of the process, an event that is set when the process must stop, and a stack that is closed when
 the process ends.

@@ -1,6 +1,6 @@
-"""What tails the events API: a process of `workos-sync worker`, or a thread beside the clock of `workos-sync up`.
+"""Runs the tail of the events API: in a process of `workos-sync worker`, or in a thread of `workos-sync up`.
 
-It is no lane of RQ: it does something every few seconds, whether or not anything wakes it.
+It is no lane of RQ: it reads every few seconds, whether or not anything wakes it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What to do about a join: which the mirror decides, and WorkOS's list of the person's memberships."""
+"""Decides the next step of a join, from the mirror and WorkOS's list of the person's memberships."""
 
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
@@ -78,11 +78,11 @@ class Undo(NamedTuple):
 
 
 NextStep: TypeAlias = Create | Close | Undo | None
-"""What to do about a join. None: wait until more events are applied."""
+"""The next step of a join. None: wait until more events are applied."""
 
 
 def next_step(tx: Connection, join: ClaimedJoin) -> NextStep:
-    """Return what to do about a join, according to the mirror."""
+    """Return the next step of a join, according to the mirror."""
     columns = (MirrorState.auto_join, MirrorState.role_map, MirrorState.complete_to, MirrorState.backfilled_at)
     mode, role_map, complete_to, backfilled_at = tx.execute(select(*columns)).one()
     switched_off = None if mode == AutoJoinMode.PROVISION else Close(JoinState.DROPPED, f"AUTO_JOIN is {mode}")
@@ -136,7 +136,7 @@ def _block_reasons(tx: Connection, join: ClaimedJoin) -> list[str]:
 
 
 def step_by_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
-    """Return what to do about a join whose person has this membership in WorkOS; None if it allows a create."""
+    """Return the next step of a join whose person has this membership in WorkOS; None if it allows a create."""
     if not isinstance(found, dict) or not isinstance(id := found.get("id"), str):
         raise WorkOSError("a membership without an id")
     if found.get("status") != "active":

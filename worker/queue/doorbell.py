@@ -34,8 +34,7 @@ RUNG = b"1"
 KEPT_FLAG_MS = 1_000
 """Life of the flag while a job keeps it. Short, because nobody answers rings if the job's process is killed.
 
-A drain may take longer: it starts no new batch after two seconds. A ring then enqueues another job, which keeps the
-flag in its place.
+If a drain takes longer, the flag expires, and the next ring enqueues another job, which then keeps the flag.
 """
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
@@ -69,7 +68,7 @@ class TailBell:
         self._redis = redis
 
     def ring(self) -> None:
-        """Wake the process, now or when it next waits. Nothing is raised if Redis is unavailable."""
+        """Wake the process, now or when it next waits. An unavailable Redis is only logged."""
         try:
             with self._redis.pipeline() as pipeline:
                 pipeline.lpush(self.KEY, 1)
@@ -93,11 +92,12 @@ class TailBell:
 class Doorbell:
     """Wakes one lane. In one atomic step, `ring` sets a flag and enqueues a job, unless the flag is already set.
 
-    No event is missed. An event is committed before the ring. If the flag is not set, the ring's own job reads the
-    inbox. If it is set, a job is queued or running that has not deleted the flag yet, and a job reads the inbox after
-    it deletes the flag. A running job may keep the flag and wait for more, because a job costs more than a small batch:
-    rings then add to a list, and the job reads the inbox each time after emptying the list. Only one job at a time
-    waits.
+    No event is missed, because each event is committed before the ring:
+
+    - If the flag is not set, the ring enqueues a job, and that job reads the inbox.
+    - If it is set, a job is queued or running that will delete the flag and then read the inbox.
+    - A running job may keep the flag and wait, because a job costs more than a small batch. Rings then add to a list,
+      and the job reads the inbox each time after emptying the list. Only one job at a time waits.
 
     Args:
         redis: the client. The webhook endpoint's has short time-outs and retries only once, after a fail-over, because
@@ -118,9 +118,9 @@ class Doorbell:
         self.queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer)
 
     def ring(self) -> bool:
-        """Enqueue a job unless one is about to read anyway.
+        """Enqueue a job, or notify the waiting one, unless a queued job will read the inbox anyway.
 
-        Return False if Redis fails, or failed within the last second.
+        Returns False if Redis fails, or failed within the last second.
         """
         if time.monotonic() < self._quiet_until:
             return False

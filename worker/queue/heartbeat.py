@@ -1,4 +1,4 @@
-"""Which worker processes are alive. Each reports itself to Redis every few seconds, even during a long job.
+"""Heartbeats of worker processes. Each reports itself to Redis every few seconds, even during a long job.
 
 RQ's own registration is not enough: a process that runs a job does not renew it. Redis keeps it for as long as the job
 may take, even after a kill, and loses it when it is flushed.
@@ -25,7 +25,7 @@ class Heartbeat:
         redis: a client with time-outs of at most `HEARTBEAT_SECONDS`, so that a frozen Redis is tried again soon.
         lane: the lane that the process works for.
         state: returns what the process is doing, such as `idle` or `busy`. Called from the thread.
-        report: called with the first error of each series of failures. The next heartbeat is tried whatever it was.
+        report: called with the first error of each series of failures. The next heartbeat is always tried.
     """
 
     def __init__(

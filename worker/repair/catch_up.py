@@ -29,7 +29,7 @@ log = structlog.get_logger()
 LAG = timedelta(seconds=60)
 """How long WorkOS may withhold its newest events."""
 MAX_EVENT_DELAY = timedelta(hours=2)
-"""Catch-up finds events that WorkOS returns up to this late."""
+"""The longest delay with which WorkOS may return an event that catch-up still finds."""
 REREAD_EVERY = timedelta(minutes=10)
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
@@ -38,7 +38,7 @@ class Report(NamedTuple):
     """The result of a catch-up."""
 
     returned: int
-    """Number of events read; of the two hours that are read again, only the new ones."""
+    """Number of events read; of the last two hours, which are read again, only the new ones."""
     new: int
     received_up_to: datetime
     """Every event up to this time (UTC) is in the inbox; after `catch_up_since`, only those since its `since`."""
@@ -59,7 +59,7 @@ class Position(NamedTuple):
     """Earlier events are not needed, because the first resync covers them; None if the database is not bound."""
 
     def since(self, time: datetime, now: datetime) -> datetime:
-        """Return where to start reading: `MAX_EVENT_DELAY` before `time`, not before what is needed or kept."""
+        """Return `MAX_EVENT_DELAY` before `time`, or the oldest time whose events are needed and kept, if later."""
         starts = (time - MAX_EVENT_DELAY, now - READABLE, self.backfill_from)
         return max(at for at in starts if at is not None)
 
@@ -83,21 +83,21 @@ def catch_up(
     now = workos.now()
     # WorkOS withholds no events from before this time. Computed once: if it advanced with each page, the cursor could
     # pass events that WorkOS was still withholding when an earlier page was read.
-    settled = now - lag
-    position = _position(engine, settled)
+    inbox_to = now - lag
+    position = _position(engine, inbox_to)
     write = lease.in_transaction if lease else in_transaction
     events = EventLog(workos, now, progressed=progressed)
     returned = new = late = 0
     for page in events.after_or_since(position.cursor, position.since(position.read_to, now)):
-        new += write(engine, _store_and_advance, page, settled)
+        new += write(engine, _store_and_advance, page, inbox_to)
         returned += len(page.items)
     # Every ten minutes, read the last two hours again.
-    if position.inbox_to is not None and (start := _round_down(position.inbox_to)) != _round_down(settled):
+    if position.inbox_to is not None and (start := _round_down(position.inbox_to)) != _round_down(inbox_to):
         _, late = _store_since(engine, events, position.since(start, now))
         if late:
             log.warning("late_events_found", number=late)
     events.require_all_types()
-    write(engine, _set_inbox_to, settled)
+    write(engine, _set_inbox_to, inbox_to)
     update_complete_to(engine)
     log.info("catch_up_finished", returned=returned, new=new, late=late)
     # Not the cursor: a failed catch-up may have moved it past events that it did not store.
@@ -105,7 +105,7 @@ def catch_up(
     missed = complete_before < now - OLDEST
     if missed:
         log.error("events_missed", after=complete_before.isoformat(), remedy=REMEDY)
-    return Report(returned + late, new + late, settled, missed)
+    return Report(returned + late, new + late, inbox_to, missed)
 
 
 def catch_up_since(
@@ -203,7 +203,7 @@ def events_of(page: Page) -> EventsOfPage:
 
 
 def _described(item: object, at: datetime | None) -> dict[str, str | None]:
-    """Return what may be logged about an invalid event: its id, type and time, each only if it is valid."""
+    """Return the id, type and time of an invalid event for the log, each only if it is valid."""
     if not isinstance(item, dict):
         return {"found": type(item).__name__}
     id, event_type = (
@@ -236,13 +236,13 @@ def unknown_events(engine: Engine, events: Sequence[ReceivedEvent]) -> list[Rece
     return [event for event in events if event.id not in known]
 
 
-def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
-    """Store a page, and move the cursor to its newest event from before `settled`; return how many events are new."""
+def _store_and_advance(tx: Connection, page: Page, inbox_to: datetime) -> int:
+    """Store a page, and move the cursor to its newest event from before `inbox_to`; return how many events are new."""
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
     tx.execute(select(MirrorState.id).with_for_update())
     events = events_of(page).valid
     new = store_events(tx, events)
-    times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < settled]
+    times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < inbox_to]
     if times:
         at, id = max(times)
         forward = or_(MirrorState.cursor_at.is_(None), MirrorState.cursor_at <= at)

@@ -1,4 +1,4 @@
-"""Records losses of access that an earlier release saved, which does not record them."""
+"""Records losses of access that an earlier release saved without recording them."""
 
 from sqlalchemy import Connection, Engine, Select, SQLColumnExpression, case, exists, literal, or_, select
 
@@ -19,7 +19,7 @@ Text = SQLColumnExpression[str] | SQLColumnExpression[str | None]
 def note_missed_losses(engine: Engine) -> None:
     """Record losses since `REVOKE_SESSIONS` was turned on that have no revocation: an earlier release saved them.
 
-    Reads three tables once, at a worker's start. What was settled is not revoked again.
+    Reads three tables once, at a worker's start. Finished revocations are not repeated.
     """
     over = or_(Membership.deleted_by.is_not(None), Membership.status == INACTIVE)
     closed = select(Membership.id).join(Organization, Organization.id == Membership.organization_id)

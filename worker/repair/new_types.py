@@ -1,7 +1,7 @@
-"""Event types that a release begins to mirror are read from the events API, as far back as it goes.
+"""Reads the events of types that a release begins to mirror, as far back as the events API goes.
 
-Until then they were ignored, and their payloads were not kept. A resync finds what can be listed; the events of 90 days
-bring back the rest, such as certificates and who made a change.
+Earlier releases ignored these types and kept no payloads. A resync finds the objects that WorkOS lists. The events of
+90 days have the rest, such as certificates and who made a change.
 """
 
 from collections.abc import Iterable
@@ -23,21 +23,22 @@ log = structlog.get_logger()
 
 
 def add_new_types(tx: Connection, types: Iterable[str]) -> None:
-    """Have these types read from the beginning, together with those that are still to be read."""
+    """Record that events of `types` must be read. Types that are still being read start again with them."""
     waiting: JsonObject | None = tx.execute(select(MirrorState.new_types).with_for_update()).scalar_one()
     wanted = {"types": sorted({*(waiting["types"] if waiting else ()), *types}), "after": None}
     tx.execute(update(MirrorState).values(new_types=wanted))
 
 
 def add_ignored_types(tx: Connection) -> None:
-    """Have those types read again of which an older release has ignored events since: it ran again, or still ran.
+    """Call `add_new_types` for types of which an older release, after a rollback or during a deploy, ignored events.
 
-    Retention calls this, so an event that WorkOS does not return costs one more read each time, until it is too old.
+    Retention calls this. If WorkOS does not return such an event, its type is read again at each retention until the
+    event is too old.
     """
     readable = (Event.type.in_(SUBSCRIBED), Event.occurred_at > db_ago(READABLE))
     ignored = set(tx.execute(select(Event.type).where(*IGNORED_EARLIER, *readable).distinct()).scalars())
     waiting: JsonObject | None = tx.execute(select(MirrorState.new_types)).scalar_one()
-    if new := ignored.difference(waiting["types"] if waiting else ()):  # others would begin again
+    if new := ignored.difference(waiting["types"] if waiting else ()):  # the others are being read
         log.info("ignored_event_types", types=sorted(new))
         add_new_types(tx, new)
 
@@ -64,7 +65,7 @@ def read_new_types(engine: Engine, workos: WorkOSClient, lease: Lease) -> None:
 
 
 def _store(tx: Connection, page: Page, types: list[str]) -> int:
-    """Store a page and record the progress; return how many of its events are now to be applied."""
+    """Store a page and record the progress; return how many of its events became pending."""
     events = events_of(page).valid
     if events:
         _replace(tx, types, {"types": types, "after": events[-1].id})  # locks the row before events, as a drain does
@@ -72,7 +73,7 @@ def _store(tx: Connection, page: Page, types: list[str]) -> int:
 
 
 def _replace(tx: Connection, types: list[str], new: JsonObject) -> None:
-    """Set `new_types`, unless another release has added types meanwhile: then all are read from the beginning."""
+    """Set `new_types`, unless types were added meanwhile: then all of them start again."""
     current: JsonObject | None = tx.execute(select(MirrorState.new_types).with_for_update()).scalar_one()
     if current and current["types"] == types:
         tx.execute(update(MirrorState).values(new_types=new if new["types"] else None))

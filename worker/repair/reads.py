@@ -51,7 +51,7 @@ class Began(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a confirmed read found, and the states before and after it. None: an object never seen."""
+    """The finding of a confirmed read, and the states before and after it. None: an object never seen."""
 
     finding: Finding
     before: State | None

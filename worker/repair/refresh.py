@@ -39,14 +39,14 @@ log = structlog.get_logger()
 
 ACCESS = "access"
 """In place of a kind: a person's access to a workspace."""
-KEPT = timedelta(minutes=10)
+KEEP = timedelta(minutes=10)
 """A request that could not be carried out is dropped after this time."""
 MAX_WAITING = 1_000
-"""Requests of one API token that may wait; reading that many takes about as long as they are kept."""
+"""Upper bound on the waiting requests of an API token. Reading that many objects takes about as long as `KEEP`."""
 
 
 class Target(NamedTuple):
-    """What to read: an object by its kind and key, or (`ACCESS`) a workspace and a person."""
+    """The target of a refresh: an object by its kind and key, or (`ACCESS`) a workspace and a person."""
 
     kind: str
     object_id: str
@@ -54,16 +54,19 @@ class Target(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Whether what a request asked for is read and in the mirror; if not, why the last attempt failed, if one did."""
+    """The progress of a request."""
 
     is_done: bool
+    """Whether the mirror has the state that was read for it."""
     error: str | None
+    """Why the last attempt failed; None if there was none, or if it is done."""
 
 
 def request(tx: Connection, target: Target, requested_by: str) -> str | None:
-    """Request a refresh for the API token with this name; return the request's id. Ring the tail's bell afterwards.
+    """Request a refresh for the API token with this name, and return the request's id. Ring the tail's bell afterwards.
 
-    A request for the same target that no read has taken yet is renewed. Returns None if too many of the token wait.
+    If a request for the same target waits and its read has not begun, that one is renewed. Returns None if the token
+    has `MAX_WAITING` requests.
     """
     # `_take_next` counts an attempt before the read begins, and clears the error.
     free = or_(Refresh.attempts == 0, Refresh.error.is_not(None))
@@ -72,8 +75,8 @@ def request(tx: Connection, target: Target, requested_by: str) -> str | None:
     renewed = update(Refresh).where(Refresh.id == one, free).values(again).returning(Refresh.id)
     if (known := tx.execute(renewed).scalar_one_or_none()) is not None:
         return known
-    theirs = select(Refresh.id).where(Refresh.requested_by == requested_by).limit(MAX_WAITING)
-    if len(tx.execute(theirs).all()) == MAX_WAITING:
+    of_token = select(Refresh.id).where(Refresh.requested_by == requested_by).limit(MAX_WAITING)
+    if len(tx.execute(of_token).all()) == MAX_WAITING:
         return None
     id = uuid.uuid4().hex
     tx.execute(insert(Refresh).values(id=id, requested_by=requested_by, **target._asdict()))
@@ -92,7 +95,7 @@ def progress(engine: Engine, id: str) -> Progress:
 
 
 def unknown(tx: Connection, target: Target) -> str | None:
-    """Return which object of a target the mirror does not know, as `kind id`; None if it knows it, even if deleted."""
+    """Return the first object of a target that the mirror has never seen, as `kind id`; None if it knows them all."""
     is_access = target.kind == ACCESS
     objects = [(ORGANIZATION if is_access else KINDS[target.kind], target.object_id)]
     objects += [(USER, target.user_id)] if is_access else []
@@ -108,10 +111,14 @@ def state_of(tx: Connection, kind: str, id: str) -> JsonObject:
 def work_due(
     engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool], ended: Callable[[], bool] = lambda: False
 ) -> None:
-    """Carry out the due requests, those of the same target together. One that fails is retried later.
+    """Carry out the due requests, those of the same target together. A request that fails is retried later.
 
-    `stopping` is asked before each target, and `ended` before each read for it, which leaves the requests due. `ended`
-    must not limit the time: a target that needs more would never be done.
+    Args:
+        engine: the database.
+        workos: the WorkOS API.
+        stopping: returns whether to stop; called before each target.
+        ended: returns whether to leave a target half done, so that its requests stay due; called before each read. It
+            must not limit the time: a target that takes longer would never be finished.
 
     Raises as `worker.repair.reads.work_due`.
     """
@@ -149,7 +156,7 @@ def _is_due() -> ColumnElement[bool]:
 
 
 def _is_old() -> ColumnElement[bool]:
-    return Refresh.requested_at < db_ago(KEPT)
+    return Refresh.requested_at < db_ago(KEEP)
 
 
 def _any_waits(engine: Engine) -> bool:
@@ -170,28 +177,29 @@ def _take_next(tx: Connection) -> _Due | None:
 
 
 def _read(engine: Engine, workos: WorkOSClient, target: Target, caused_by: CausedBy, ended: Callable[[], bool]) -> None:
-    def is_gone(kind: Kind, id: str) -> bool:
+    def read(kind: Kind, id: str) -> bool:
+        """Read an object; return whether it exists."""
         if ended():
             raise _EndedError
         after = confirmed_read(engine, workos, kind, id, caused_by).after
-        return after is None or after.deleted
+        return after is not None and not after.deleted
 
     if target.kind != ACCESS:
-        is_gone(KINDS[target.kind], target.object_id)
+        read(KINDS[target.kind], target.object_id)
         return
     organization_id, user_id = target.object_id, target.user_id
     parents = ((ORGANIZATION, organization_id), (USER, user_id))
     for parent, id in parents:
         if not has_arrived(engine, parent, id):
-            is_gone(parent, id)
+            read(parent, id)
     memberships = _mirrored(engine, organization_id, user_id)
     try:
         memberships |= _listed(workos, organization_id, user_id)
     except BadRequestError:  # WorkOS may answer so for an id that it does not know; then there is nothing to list
-        if not any(is_gone(parent, id) for parent, id in parents):
+        if all(read(parent, id) for parent, id in parents):
             raise
     for id in sorted(memberships):
-        is_gone(MEMBERSHIP, id)
+        read(MEMBERSHIP, id)
 
 
 def _listed(workos: WorkOSClient, organization_id: str, user_id: str) -> set[str]:

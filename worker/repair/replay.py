@@ -38,7 +38,7 @@ RECENT_REPLAYS = 100
 
 
 class Plan(NamedTuple):
-    """What a replay would do."""
+    """The effects of a replay, as found by a dry run."""
 
     events: int
     """How many events are selected."""

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 CLOCK_TICK = "clock"
 """The tick that shows that the clock runs."""
 RETRY_SECONDS = 60.0
-"""Between a failed first resync and the next, and between two that uncertain access needs."""
+"""Pause after a failed first resync, and between two resyncs that end uncertain access."""
 
 
 def take_tick(tx: Connection, name: str, every_seconds: float) -> bool:
@@ -51,14 +51,14 @@ def create_needed_resync(tx: Connection) -> None:
         log.info("new_event_types", types=sorted(new))
         tx.execute(update(MirrorState).values(event_types=SUBSCRIBED))
         add_new_types(tx, new)
-        with suppress(BusyError):  # it will read them
+        with suppress(BusyError):  # a catch-up is running, and reads them
             create(tx, Task.CATCH_UP, "new release")
 
 
 def create_resync_for_uncertainty(tx: Connection) -> None:
-    """Create the resync that ends what failed events of unknown objects made uncertain, unless one began after them.
+    """Create a resync if an event about an unknown object failed, unless a resync has begun since.
 
-    One resync covers all events that failed before it. It is not repeated if it does not end the uncertainty.
+    The resync ends the uncertainty of all events that failed before it. If it does not, it is not repeated.
     """
     compared = or_(Run.organization_id.is_(None), Run.organization_id == FailedEffect.organization_id)
     later = or_(Run.created_at > FailedEffect.since, Run.created_at > db_now_plus(-RETRY_SECONDS))

@@ -75,7 +75,7 @@ class SessionRevoker:
     counters: Counters
     stopping: Callable[[], bool] = lambda: False
 
-    def all(self) -> None:
+    def revoke_due(self) -> None:
         """Work until no revocation is due; one that fails is retried later.
 
         Raises:
@@ -170,7 +170,7 @@ class SessionRevoker:
             found += page.items
             if (after := page.after) is None:
                 break
-        theirs = [
+        valid = [
             session
             for session in found
             if isinstance(session, dict) and session.get("user_id") == loss.user_id
@@ -178,12 +178,12 @@ class SessionRevoker:
         ]
         ids = [
             session["id"]
-            for session in theirs
+            for session in valid
             if session.get("status") not in ENDED
             if loss.organization_id in (EVERYWHERE, session.get("organization_id"))
         ]
         invalid = WorkOSError("sessions: WorkOS listed a session without an id, or of another user")
-        return ids, None if len(theirs) == len(found) else invalid
+        return ids, None if len(valid) == len(found) else invalid
 
 
 def _claim_next(tx: Connection) -> Loss | None:

@@ -55,7 +55,7 @@ TAILS = LeasedTable(Tail.id, Tail.leased_until, Tail.fence)
 REREAD_SECONDS = 60.0
 """How often the last `CATCH_UP_LAG_SECONDS` before the hold-back are reread, and refused event types tested again."""
 POLL_SECONDS = 0.5
-"""How often to look whether the process must stop, and whether the events of a read are applied."""
+"""How often to check whether the process must stop, and whether the events of a read are applied."""
 STEP = timedelta(milliseconds=1)
 """The resolution of WorkOS's `created_at`."""
 
@@ -94,18 +94,18 @@ class EventTail:
         self._is_bound = False
         self._applied = False
         """Whether all events that were read are applied."""
-        self._look_at = 0.0
-        """When to look again whether they are, as `time.monotonic`."""
+        self._publish_at = 0.0
+        """When to check this again, as `time.monotonic`."""
         self._problem: str | None = None
         self._stop = threading.Event()
         in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
         lease.in_transaction(engine, _update_row, **in_force)
 
     def follow(self, stop: threading.Event) -> None:
-        """Read every `TAIL_SECONDS`, or less often if the rate limit requires it; read objects in between.
+        """Read events every `TAIL_SECONDS`, or less often if the rate limit requires it; read objects in between.
 
-        Returns when `stop` is set, or when it notices between two reads that the lease is lost. If a read fails, the
-        next one follows.
+        Returns when `stop` is set, or when it notices between two reads that the lease is lost. A failed read is
+        recorded, and the next one is made as usual.
 
         Raises:
             LeaseLostError: another process tails now, as a write noticed.
@@ -138,7 +138,7 @@ class EventTail:
         self._problem = None
 
     def _read_objects(self) -> None:
-        """Read the objects of refreshes, and then those of failed events, from WorkOS. Here, no resync delays them.
+        """Read the objects of refreshes, and then those of failed events, from WorkOS. No resync delays these reads.
 
         Ends when the next read of events is due, or when half the interval has been spent, which leaves the reads of
         events their part of the rate limit.
@@ -166,17 +166,18 @@ class EventTail:
         rung = False
         while not rung and (left := self._due - time.monotonic()) > 0 and not self._stop.is_set():
             rung = self._own_bell.wait(min(left, POLL_SECONDS), self._stop)
-            if not self._applied and (asked := time.monotonic()) >= self._look_at:
+            if not self._applied and (began := time.monotonic()) >= self._publish_at:
                 self._applied = self._lease.in_transaction(self._engine, publish)
                 # If it takes long because many are pending, leave the database to the drain.
-                self._look_at = asked + 10 * (time.monotonic() - asked)
+                self._publish_at = began + 10 * (time.monotonic() - began)
                 if not self._applied:
                     self._bell.ring()  # an earlier ring may be lost
 
     def read(self) -> bool:
-        """Read up to the newest event, store what is new, and publish how far the mirror is complete.
+        """Read up to the newest event, store new events, and publish how far the mirror is complete.
 
-        The database must be bound (`worker.repair.environment.bind`). Returns whether all that was read is applied.
+        The database must be bound (`worker.repair.environment.bind`). Returns whether all events that were read are
+        applied.
 
         Raises:
             WorkOSError: WorkOS did not answer, or refuses some event types. Events that it returned are stored.
@@ -202,13 +203,13 @@ class EventTail:
         pages = events.after_or_since(self._cursor_while_refused or tail.cursor, start)
         first = next(pages)
         # `first.read_at` is WorkOS's time when it answered; subtract the call's duration.
-        settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
+        read_to = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
         # The `Date` header has whole seconds, so assume the end of that second: the age is never too small.
-        settled_at = asked_at - (first.read_at + DATE_STEP - settled)
-        if not self._store_pages(events, chain((first,), pages), settled):
+        read_at = asked_at - (first.read_at + DATE_STEP - read_to)
+        if not self._store_pages(events, chain((first,), pages), read_to):
             return False
         events.require_all_types()
-        applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
+        applied = self._lease.in_transaction(self._engine, self._finish, read_to, read_at)
         if not is_first and self._is_reread_due(began):
             for page in events.since(now - self._hold_back - self._lag):
                 self._store(events_of(page), None)
@@ -226,15 +227,15 @@ class EventTail:
     def _is_reread_due(self, at: float) -> bool:
         return self._reread_at + REREAD_SECONDS <= at
 
-    def _store_pages(self, events: EventLog, pages: Iterable[Page], settled: datetime) -> bool:
+    def _store_pages(self, events: EventLog, pages: Iterable[Page], read_to: datetime) -> bool:
         """Store the events of all pages; return False if the process is stopping.
 
-        The cursor moves to the newest event that is not newer than `settled`, by WorkOS's clock.
+        The cursor moves to the newest event that is not newer than `read_to`, by WorkOS's clock.
         """
         older = True
         for page in pages:
             received = events_of(page)
-            cursor, older = _cursor(received.valid, settled) if older else (None, False)
+            cursor, older = _cursor(received.valid, read_to) if older else (None, False)
             # If WorkOS refuses a type, keep the recorded cursor, so that events of that type are read later.
             self._store(received, cursor if events.all_types else None)
             if not events.all_types:
@@ -263,11 +264,11 @@ class EventTail:
         return publish(tx)
 
 
-def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str | None, bool]:
-    """Return the id of the last event before the first one newer than `settled`, and whether there is no newer one."""
+def _cursor(received: Sequence[ReceivedEvent], read_to: datetime) -> tuple[str | None, bool]:
+    """Return the id of the last event before the first one newer than `read_to`, and whether there is no newer one."""
     cursor = None
     for event in received:
-        if event.occurred_at is not None and event.occurred_at > settled:
+        if event.occurred_at is not None and event.occurred_at > read_to:
             return cursor, False
         cursor = event.id
     return cursor, True

@@ -56,8 +56,8 @@ class Repair:
     bell: Doorbell
     stopping: Callable[[], bool] = lambda: False
 
-    def all(self) -> None:
-        """Work on every run that no worker holds, then on the reads that are due, for at most `READS_SECONDS`.
+    def work_on_all(self) -> None:
+        """Work on every run that no worker holds, then make due reads for at most `READS_SECONDS`.
 
         The clock rings again for what remains, so that reads never keep a run waiting.
 
@@ -78,10 +78,10 @@ class Repair:
     def _each(self, *tasks: Task) -> None:
         for run_id in runs.unheld_runs(self.engine, *tasks):
             if not self.stopping():
-                self.one(run_id)
+                self.work_on(run_id)
 
-    def one(self, run_id: str) -> bool:
-        """Work on one run; return whether it has ended. False: another worker holds it, or it resumes later.
+    def work_on(self, run_id: str) -> bool:
+        """Work on a run; return whether it has ended. False: another worker holds it, or it resumes later.
 
         An unexpected error ends the run as failed: it would fail again, and other runs wait.
 

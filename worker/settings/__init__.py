@@ -20,7 +20,7 @@ Interval = Annotated[float, Field(ge=0.01, le=86_400)]
 LongInterval = Annotated[float, Field(ge=0.01, le=2_592_000)]
 """Seconds between two runs of a rare task: at most 30 days."""
 Days = Annotated[int, Field(ge=1, le=36_500)]
-"""At most a century, so that the time so long ago exists."""
+"""At most a century, so that a time that many days ago can be computed."""
 Processes = Annotated[int, Field(ge=1, le=256)]
 Attempts = Annotated[int, Field(ge=1, le=1_000)]
 
@@ -129,7 +129,7 @@ ORIGINS = {"environment": "the environment", "option": "an option"}
 
 
 class Problem(NamedTuple):
-    """What is wrong with a setting, and the remedy. `setting` is its name, or `.env`. No secret is quoted."""
+    """A problem with a setting, and the remedy. `setting` is its name, or `.env`. No secret is quoted."""
 
     setting: str
     saw: str
@@ -153,11 +153,11 @@ class Reading(NamedTuple):
 
     @property
     def warnings(self) -> list[Problem]:
-        """What may be a mistake: unknown names that resemble a setting, and messages that are not encrypted."""
+        """Possible mistakes: unknown names that resemble a setting, and messages that are not encrypted."""
         alike = sources.lookalikes(self.unknown, FIELDS.keys())
         return [
-            Problem(name.upper(), "is not a setting", f"did you mean {' or '.join(map(str.upper, ours))}?")
-            for name, ours in alike.items()
+            Problem(name.upper(), "is not a setting", f"did you mean {' or '.join(map(str.upper, settings))}?")
+            for name, settings in alike.items()
         ] + [Problem(*problem[:2], HTTPS) for problem in _unencrypted(self.settings) if self.settings.allow_plain_http]
 
     @property

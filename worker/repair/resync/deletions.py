@@ -54,15 +54,15 @@ def request_reads_or_withhold(tx: Connection, run_id: str) -> None:
             log.error("deletions_withheld", run=run_id, kind=kind.name, number=number, why=why)
         for ids in _batches(tx, unlisted, kind.table.id):
             if why:
-                withhold = partial(drift.difference, finding=Finding.EXTRA, there=None, action=DriftAction.WITHHELD)
+                withhold = partial(drift.difference, finding=Finding.EXTRA, in_workos=None, action=DriftAction.WITHHELD)
                 states = stored_rows(tx, kind, ids).items()
-                drift.record(tx, run_id, [withhold(kind, id, here=state) for id, state in states])
+                drift.record(tx, run_id, [withhold(kind, id, in_mirror=state) for id, state in states])
             else:
                 request_reads(tx, kind, ids, "was not listed", run_id)
 
 
 def read_unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> None:
-    """Request reads of users who have a live membership and are neither in the mirror nor in the run's listings."""
+    """Request reads of users with a live membership who are neither in the mirror nor in the run's listings."""
     unknown = ~exists().where(User.id == Membership.user_id) & _not_seen(run_id, USER, Membership.user_id)
     query = select(Membership.user_id).distinct().where(Membership.deleted_by.is_(None), unknown)
     if organization_id is not None:
@@ -142,8 +142,8 @@ def _is_unlisted(run_id: str, kind: Kind) -> ColumnElement[bool]:
 def _should_show(run_id: str, kind: Kind, by: ShownBy) -> ColumnElement[bool]:
     complete = (Listing.run_id == run_id, Listing.name == by.listing, Listing.state == ListingState.COMPLETE)
     parent = Listing.parent == ("" if by.parent is None else by.parent)
-    found = select(Listing.name).where(*complete, parent, kind.table.touched_at < Listing.began_at)
-    shown = found.correlate(kind.table).exists()
+    query = select(Listing.name).where(*complete, parent, kind.table.touched_at < Listing.began_at)
+    shown = query.correlate(kind.table).exists()
     return shown if by.only is None else shown & by.only
 
 

@@ -22,19 +22,20 @@ class Difference(NamedTuple):
     organization_id: str | None
     finding: Finding
     fields: JsonObject | None
-    """Field → `[here, WorkOS]`."""
+    """Field → `[value in the mirror, value in WorkOS]`."""
     action: DriftAction
 
 
 def difference(
-    kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: DriftAction
+    kind: Kind, id: str, finding: Finding, in_mirror: State | None, in_workos: State | None, action: DriftAction
 ) -> Difference:
-    """Return the difference between the states of an object here and in WorkOS. None: it does not exist."""
-    ours, theirs = (recorded_state(kind, here) if here else {}), (recorded_state(kind, there) if there else {})
-    hidden = kind.personal if here and here.erased else ()  # WorkOS may still show a person who is erased here
-    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name) and name not in hidden]
-    fields = {name: [ours.get(name), theirs.get(name)] for name in names} if here and there else None
-    organization_id = next((kind.organization_of(id, state.content) for state in (there, here) if state), None)
+    """Return the difference between the states of an object in the mirror and in WorkOS. None: it does not exist."""
+    old = recorded_state(kind, in_mirror) if in_mirror else {}
+    new = recorded_state(kind, in_workos) if in_workos else {}
+    hidden = kind.personal if in_mirror and in_mirror.erased else ()  # WorkOS may still show an erased person
+    names = [name for name in old | new if old.get(name) != new.get(name) and name not in hidden]
+    fields = {name: [old.get(name), new.get(name)] for name in names} if in_mirror and in_workos else None
+    organization_id = next((kind.organization_of(id, state.content) for state in (in_workos, in_mirror) if state), None)
     return Difference(kind.name, id, organization_id, finding, fields, action)
 
 
@@ -44,7 +45,7 @@ def invalid(kind: Kind, id: str, problem: str) -> Difference:
 
 
 def add_problem(tx: Connection, run_id: str, kind: Kind, id: str, problem: str) -> None:
-    """Add a problem to what the report of a run says about an object, which may differ too."""
+    """Add a problem with an object to the report of a run, which may already have a difference of that object."""
     row = (Drift.run_id == run_id, Drift.kind == kind.name, Drift.object_id == id)
     known = tx.execute(select(Drift.fields).where(*row)).one_or_none()
     if known is None:

@@ -70,7 +70,7 @@ T = TypeVar("T")
 
 
 class ResyncOptions(TypedDict, total=False):
-    """What a resync does. By default, it compares and repairs everything."""
+    """Options of a resync. By default, it compares and repairs everything."""
 
     organization_id: str | None
     """Compare only this workspace."""
@@ -181,7 +181,7 @@ class Resync:
     # Phase 1: list
 
     def _list_all(self) -> bool:
-        """Apply every listing. Organizations with roles of their own are known, and their roles listed, at the end."""
+        """Apply every listing. The roles of organizations come last: only then is it known which have their own."""
         with closing(GroupCommit(self._apply_pages, MAX_ITEMS_PER_COMMIT)) as commit:
             list_one = partial(self._list_one, commit)
             open_listings = partial(listings.open_listings, self._engine, self._run_id)
@@ -192,7 +192,7 @@ class Resync:
             return self._in_parallel(open_listings, list_one)
 
     def _list_one(self, commit: GroupCommit[ListedPage], listing: Open) -> Future[None] | None:
-        """Fetch a listing from its cursor to the last page; return the commit of that page, if it was fetched."""
+        """Fetch a listing from its cursor to the last page. Return the future of the last commit; None if it failed."""
         key, after = listing.key, listing.after
         committed: Future[None] | None = None
         while not self._should_stop():
@@ -237,8 +237,8 @@ class Resync:
         if not parent and listing.required:
             raise ListingFailedError(problem)
         listings.give_up(tx, self._run_id, key)
-        whose = (ORGANIZATION, parent) if parent else (kind, "all of them")
-        drift.add_problem(tx, self._run_id, *whose, f"its {name}: {problem}")
+        owner = (ORGANIZATION, parent) if parent else (kind, "all of them")
+        drift.add_problem(tx, self._run_id, *owner, f"its {name}: {problem}")
 
     # Phase 2: choose
 
@@ -380,7 +380,7 @@ class Resync:
         tx.execute(update(MirrorState).where(~left).values(verified))
 
     def _fail(self, tx: Connection, error: str) -> None:
-        """End the run as failed, and keep how far it got: its listings are deleted next."""
+        """End the run as failed, and record its progress first: its listings are deleted next."""
         self._record_progress(tx, *compared(tx, self._run_id))
         self._finish(tx, RunStatus.FAILED, error)
 
@@ -394,5 +394,5 @@ class Resync:
     def _clear(self) -> None:
         """Delete the run's rows of progress, in small steps. After a crash, retention deletes them."""
         for table in (Seen, Listing, Read):
-            while in_transaction(self._engine, delete_some, table, table.run_id == self._run_id, most=ROWS_PER_DELETE):
+            while in_transaction(self._engine, delete_some, table, table.run_id == self._run_id, limit=ROWS_PER_DELETE):
                 pass

@@ -3,10 +3,10 @@
 import time
 
 LOG_SECONDS = 10.0
-"""Minimum time between two log lines of a `Seldom`."""
+"""Minimum time between two log lines of a `LogThrottle`."""
 
 
-class Seldom:
+class LogThrottle:
     """Returns true at most once in `LOG_SECONDS`: for log lines that others can cause at any rate."""
 
     def __init__(self) -> None:
