@@ -77,7 +77,10 @@ def listen(settings: Settings) -> list[socket.socket]:
                 free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 free.bind((settings.bind, settings.port))
                 address = free.getsockname()
-            sockets = [_reuseport_socket(family, address) for _ in range(settings.web_processes)]
+            sockets = [
+                socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True)
+                for _ in range(settings.web_processes)
+            ]
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             if error.errno == errno.EADDRNOTAVAIL:
@@ -102,10 +105,6 @@ def _systemd_socket(descriptor: int) -> socket.socket:
     except OSError:
         pass
     raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
-
-
-def _reuseport_socket(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
-    return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True)
 
 
 def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:

@@ -25,7 +25,7 @@ from worker.errors import WorkOSError
 from worker.inbox.store import backlog
 from worker.kinds import KINDS, SUBSCRIBED
 from worker.queue.doorbell import Doorbell
-from worker.repair.catch_up import catch_up, catch_up_since
+from worker.repair.catch_up import catch_up, catch_up_by_hand
 from worker.repair.environment import bind
 from worker.repair.new_types import add_ignored_types, add_new_types, read_new_types
 from worker.repair.resync.resync import start
@@ -268,7 +268,7 @@ def test_ignored_event_that_catch_up_reads_is_decided(
 ) -> None:
     """The events API may still withhold it while the new types are read."""
     for _ in range(2):
-        catch_up_since(one_engine, workos, clock.now - timedelta(days=1))
+        catch_up_by_hand(one_engine, workos, by("ann"), clock.now - timedelta(days=1))
         apply_all(one_engine)
     assert outcomes(one_engine, *upgraded) == ["stale", "applied"]
     assert event_row(one_engine, upgraded[0]["id"])["replays"] == 1

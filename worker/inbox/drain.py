@@ -99,8 +99,7 @@ class AttemptedBatch(NamedTuple):
     Attributes:
         accepted: acceptance time of each applied event, replayed ones excluded, on the `time.monotonic` clock; used
             to compute ages after the commit.
-        last: no other event was due when the batch was chosen.
-        more_due: more events were due than a batch holds.
+        last, more_due: as in `ClaimedBatch`.
     """
 
     accepted: Sequence[float] = ()

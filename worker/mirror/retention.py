@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, select, update
-from sqlalchemy.orm import InstrumentedAttribute, aliased
+from sqlalchemy.orm import aliased
 
 from models import tables
 from models.database import delete_some, in_transaction
@@ -72,6 +72,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     ignored = (Event.status == EventStatus.DONE) & (Event.outcome == Outcome.IGNORED)
     ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
     old_run = ended_run.where(Run.finished_at < db_ago(periods.changes))
+    has_payload = exists().where(Event.id == FailedAttempt.event_id, Event.body.is_not(None))
     dropped_to = select(MirrorState.changes_dropped_to).scalar_subquery()
     # Only a running run needs these rows. Others remain if its worker crashed at the end.
     of_ended_runs = {
@@ -88,7 +89,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "erased_failures": blank_failed_or_dismissed,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
         # An error may quote the payload, so it is deleted with it.
-        "failed_attempts": _deleter(FailedAttempt, ~_has_payload(FailedAttempt.event_id)),
+        "failed_attempts": _deleter(FailedAttempt, ~has_payload),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         # After `changes`: a late version is only needed with the change that it came after, which is older.
         "late_versions": _deleter(LateVersion, LateVersion.at < db_ago(periods.changes)),
@@ -119,10 +120,6 @@ def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Cal
 def _blanker(*which: ColumnElement[bool]) -> Callable[[Connection], int]:
     batch = select(Event.id).where(Event.body.is_not(None), *which).limit(BATCH)
     return lambda tx: tx.execute(update(Event).where(Event.id.in_(batch)).values(body=None)).rowcount
-
-
-def _has_payload(event_id: InstrumentedAttribute[str]) -> ColumnElement[bool]:
-    return exists().where(Event.id == event_id, Event.body.is_not(None))
 
 
 def _deleter(table: type[tables.Base], *which: ColumnElement[bool]) -> Callable[[Connection], int]:

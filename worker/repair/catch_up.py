@@ -41,7 +41,7 @@ class Report(NamedTuple):
     """Number of events read; of the last two hours, which are read again, only the new ones."""
     new: int
     received_up_to: datetime
-    """Every event up to this time (UTC) is in the inbox; after `catch_up_since`, only those since its `since`."""
+    """Every event up to this time (UTC) is in the inbox; with `since`, only those since then."""
     missed: bool = False
     """Whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects."""
 
@@ -108,27 +108,6 @@ def catch_up(
     return Report(returned + late, new + late, inbox_to, missed)
 
 
-def catch_up_since(
-    engine: Engine,
-    workos: WorkOSClient,
-    since: datetime,
-    lag: timedelta = LAG,
-    progressed: Progressed = lambda _page: None,
-) -> Report:
-    """Read all events since a time (aware). The cursor does not move.
-
-    Raises:
-        ConfigurationError: the time is more than 90 days ago, or in the future.
-        WorkOSError: as for `catch_up`.
-    """
-    now = workos.now()
-    _require_readable(since, now)
-    events = EventLog(workos, now, progressed=progressed)
-    returned, new = _store_since(engine, events, since)
-    events.require_all_types()
-    return Report(returned, new, now - lag)
-
-
 def catch_up_by_hand(
     engine: Engine,
     workos: WorkOSClient,
@@ -137,16 +116,25 @@ def catch_up_by_hand(
     lag: timedelta = LAG,
     progressed: Progressed = lambda _page: None,
 ) -> Report:
-    """Catch up for an operator: as `catch_up_since`, or as `catch_up` if `since` is None. The audit records it.
+    """Catch up for an operator, and record it in the audit.
 
-    `progressed` is called with each page of events that was read.
+    With `since` (aware), reads all events since then, and the cursor does not move. `progressed` is called with each
+    page of events that was read.
+
+    Raises:
+        ConfigurationError: `since` is more than 90 days ago, or in the future.
+        WorkOSError: as for `catch_up`.
     """
+    now = workos.now()
     if since is not None:
-        _require_readable(since, workos.now())
+        _require_readable(since, now)
     in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=since and since.isoformat())
     if since is None:
         return catch_up(engine, workos, lag=lag, progressed=progressed)
-    return catch_up_since(engine, workos, since, lag, progressed)
+    events = EventLog(workos, now, progressed=progressed)
+    returned, new = _store_since(engine, events, since)
+    events.require_all_types()
+    return Report(returned, new, now - lag)
 
 
 def _require_readable(since: datetime, now: datetime) -> None:

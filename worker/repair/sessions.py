@@ -116,7 +116,8 @@ class SessionRevoker:
             try:
                 self.workos.revoke_session(session_id)
             except NOT_DONE as error:
-                in_transaction(self.engine, _uncount, loss)
+                uncounted = _if_claimed(loss).values(sessions=Revocation.sessions - 1)
+                in_transaction(self.engine, Connection.execute, uncounted)
                 if isinstance(error, BadRequestError):
                     problem = error  # about this session, so the others are revoked; a listing shows whether it ended
                 elif not isinstance(error, NotFoundError):
@@ -206,10 +207,6 @@ def _count_if_still_lost(tx: Connection, loss: Loss) -> bool:
     """
     counted = {"due_at": db_now_plus(CLAIM_SECONDS), "sessions": Revocation.sessions + 1}
     return not _drop_if_accessible(tx, loss) and tx.execute(_if_claimed(loss).values(counted)).rowcount > 0
-
-
-def _uncount(tx: Connection, loss: Loss) -> None:
-    tx.execute(_if_claimed(loss).values(sessions=Revocation.sessions - 1))
 
 
 def _drop_if_accessible(tx: Connection, loss: Loss) -> bool:

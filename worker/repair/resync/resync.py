@@ -150,10 +150,11 @@ class Resync:
             LeaseLostError: another worker took over the run.
             InvalidApiKeyError: WorkOS refuses the API key; the run has failed.
         """
-        steps = {
+        read_all = partial(self._in_parallel, self._requested_reads, self._read_one)
+        steps: dict[str, tuple[Callable[[], bool], Phase]] = {
             Phase.LIST: (self._list_all, Phase.CHOOSE),
             Phase.CHOOSE: (self._choose_deletions, Phase.CONFIRM),
-            Phase.CONFIRM: (self._read_all, Phase.OVER),
+            Phase.CONFIRM: (read_all, Phase.OVER),
         }
         phase = self._run.phase
         try:
@@ -249,9 +250,6 @@ class Resync:
         return True
 
     # Phase 3: confirm
-
-    def _read_all(self) -> bool:
-        return self._in_parallel(self._requested_reads, self._read_one)
 
     def _requested_reads(self, limit: int) -> list[tuple[Kind, str]]:
         requests = select(Read.kind, Read.object_id).where(Read.run_id == self._run_id, Read.kind.in_(KINDS))
