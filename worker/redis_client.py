@@ -59,7 +59,7 @@ def open_redis(url: str, **timeouts: float) -> Redis:
     a new connection, which resolves the host name again. If that server is not the primary either, the command raises
     `NotPrimaryError`. `timeouts` are options of `redis.ConnectionPool`, in seconds.
 
-    Whatever fails in a connection raises `redis.exceptions.RedisError`, with a note that names the server.
+    Any failure of a connection raises `redis.exceptions.RedisError`, with a note that names the server.
     """
     return Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 1, (NotPrimaryError,)), **timeouts))
 

@@ -25,7 +25,7 @@ class StaleError(Exception):
 
 
 class Mirror(Protocol):
-    """What the product reads from the mirror."""
+    """The answers that the product needs from the mirror."""
 
     def role_of(self, user_id: str, organization_id: str) -> str | None:
         """Return a user's role in a workspace, at most `MAX_STALENESS` old; None for no access. Raises `StaleError`."""

@@ -152,7 +152,7 @@ def plans(engine: Engine, call: Callable[[], object]) -> list[list[str]]:
 
 
 def calls_of(members: int) -> dict[str, Callable[[Session, int], object]]:
-    """What is measured: each takes a session and the number of a person."""
+    """The calls to measure: each takes a session and the number of a person."""
     return {
         "limit: one row by its key": lambda s, n: s.execute(
             select(Membership.role).where(Membership.id == f"om_{n}")

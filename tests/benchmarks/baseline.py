@@ -1,4 +1,4 @@
-"""What people write today: WorkOS's guide for Flask with RQ. Verify, enqueue one job per event, merge in the job."""
+"""A handler as in WorkOS's guide for Flask with RQ: verify, enqueue one job per event, merge in the job."""
 
 import os
 

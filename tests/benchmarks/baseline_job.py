@@ -1,4 +1,4 @@
-"""What people write today, its job: `session.merge()` of what one event brings. Imports only what it needs."""
+"""The job of `baseline`: `session.merge()` of the object in one event. Imports only what it needs."""
 
 import os
 from datetime import datetime

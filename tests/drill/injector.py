@@ -25,7 +25,7 @@ MOSTLY = 0.7
 RECOVERY_SECONDS = 60.0
 MOST_PUT_OFF = 20
 PUT_OFF = (AssertionError, DBAPIError, OperatorError, RedisError, StackError, psutil.Error, OSError)
-"""What a fault raises that found nothing to strike, mostly because another one had just done so."""
+"""Raised by a fault that found no target, mostly because another fault had just struck it."""
 
 
 class Injector:
@@ -36,7 +36,7 @@ class Injector:
     ) -> None:
         self.struck: Counter[tuple[str, str]] = Counter()
         self.problems: list[str] = []
-        """What went wrong, as found by faults that check something themselves."""
+        """Problems found by faults that check something themselves."""
         self._installation, self._engine = installation, engine
         self._usual, self._pause = usual, pause
         self._faults = all_faults()

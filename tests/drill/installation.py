@@ -38,10 +38,10 @@ SETTINGS = {
 }
 """Short intervals and small batches, so that some work is always in progress when a fault strikes."""
 UNSTARTED = (ValkeyServerError, psutil.Error, OSError)
-"""What starting something raises that a fault strikes at that moment."""
+"""Errors of starting something that a fault strikes at that moment."""
 POLL_SECONDS = 0.3
 STOP_SECONDS = 30.0
-"""What a process gets between being asked to stop and SIGKILL."""
+"""Seconds between asking a process to stop and SIGKILL."""
 CLOCK = Path(__file__).parent / "clock"
 """On PYTHONPATH it gives a process its own clock."""
 

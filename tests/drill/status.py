@@ -1,6 +1,6 @@
 """Asks for the status throughout, and measures for how long it is wrong: it reports what is not so, or omits what is.
 
-What is so is measured without the product: by its processes, its Redis and queries of our own.
+The facts are measured without the product: by its processes, its Redis and queries of our own.
 """
 
 import json
@@ -90,11 +90,11 @@ UNCHECKED = re.compile(
     r"|\d+ deliver(y was|ies were) refused for the signature|resync \w+ found \d+ differences|the hook \w+ is "
     r"|the newest events are read every |ROLE_MAP would make |\d+ SAML certificates? "
 )
-"""What the sandbox does all the time, and what the slow hook is; nothing here measures it."""
+"""Conditions that the sandbox and the slow hook cause all the time; nothing here measures them."""
 
 
 class Answer(NamedTuple):
-    """What the status said: whether the mirror can be trusted (None: it did not say), and all problems and warnings."""
+    """An answer of the status: whether the mirror can be trusted (None: not said), and all problems and warnings."""
 
     trusted: bool | None
     texts: list[str]
@@ -105,7 +105,7 @@ Facts = dict[str, bool]
 
 
 class Truth:
-    """What is so in a stack with the lanes `lanes`. `engine` leads to its database past all faults."""
+    """The facts about a stack with the lanes `lanes`. `engine` leads to its database past all faults."""
 
     def __init__(self, stack: Stack, engine: Engine, lanes: tuple[str, ...] = LANES) -> None:
         self._stack, self._engine, self._lanes = stack, engine, lanes

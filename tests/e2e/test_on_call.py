@@ -33,7 +33,7 @@ pytestmark = pytest.mark.long
 SOON_MS = 5000
 WORKSPACES = 4
 DELETED = WORKSPACES
-"""Workspaces that disappear. A resync withholds the deletion of all, and reports so few not as drift."""
+"""Workspaces that disappear: all, so a resync withholds the deletion, and too few for the condition of drift."""
 PROBLEMS = (
     "No worker is running",
     "1 event failed",

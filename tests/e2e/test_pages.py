@@ -95,7 +95,7 @@ def sign_in(page: Page, site: str) -> None:
 
 
 def pictures(page: Page, name: str) -> None:
-    """Check that the page fits a desktop and a phone, light and dark, and is accessible as far as axe-core can tell.
+    """Check that the page fits a desktop and a phone, light and dark, and is accessible according to axe-core.
 
     Screenshots are saved if SCREENSHOTS is set.
     """

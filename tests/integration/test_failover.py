@@ -179,7 +179,7 @@ def test_after_a_failover_events_are_applied_without_a_restart(
 
 
 def failures(commands: Commands) -> dict[str, JSON]:
-    """What doctor finds wrong now, by name."""
+    """The problems that doctor finds now, by name."""
     doctor = commands.start("doctor", "--json")
     doctor.process.wait(60)
     _, _, checks = doctor.output().partition("[")  # after what it logs

@@ -19,7 +19,7 @@ IDLE, DRIPPING = 2_000, 500
 DELIVERIES = 300
 ROUNDS = 3
 FLOOR = 0.02
-"""Seconds: whatever the delay without others is, so much is no harm."""
+"""Seconds of delay that do no harm, whatever the delay without other connections is."""
 CONNECTIONS = 10_000
 AT_ONCE = 10
 MAX_GROWTH = 60_000_000

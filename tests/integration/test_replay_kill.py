@@ -32,7 +32,7 @@ def db_url(make_database: Callable[[str], str]) -> str:
 
 
 def run_json(commands: Commands, folder: Path, *arguments: str) -> Any:
-    """What a command prints as JSON."""
+    """The JSON that a command prints."""
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", *arguments, "--json"],
         cwd=folder,

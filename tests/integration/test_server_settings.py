@@ -30,7 +30,7 @@ HOSTILE = {
     "lock_timeout": "1",
     "idle_in_transaction_session_timeout": "1",
 }
-"""What a database may set for every connection to it."""
+"""Settings that a database may make for every connection to it."""
 
 
 @pytest.fixture

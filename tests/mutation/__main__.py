@@ -21,7 +21,7 @@ from tests.mutation import views
 
 
 class Target(NamedTuple):
-    """What to mutate, and the tests that should notice."""
+    """The code to mutate, and the tests that should notice."""
 
     sources: list[str]
     tests: list[str]

@@ -1,4 +1,4 @@
-"""What group commits write with in tests."""
+"""Writers for group commits in tests."""
 
 import threading
 from collections.abc import Sequence

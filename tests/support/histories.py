@@ -340,7 +340,7 @@ class History(Simulation):
     def life_will_continue_with_events(self, answers: int, seed: int, events: int) -> None:
         self.planned.append((answers, lambda: self._live_and_deliver(seed, events)))
 
-    # What holds after each step
+    # Invariants after each step
 
     @invariant()
     def holds(self) -> None:

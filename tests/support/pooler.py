@@ -1,4 +1,4 @@
-"""A stand-in for PgBouncer in session mode: it refuses the same start-up parameters, and counts round trips."""
+"""A substitute for PgBouncer in session mode: it refuses the same start-up parameters, and counts round trips."""
 
 import socket
 import struct

@@ -100,7 +100,7 @@ def fold(history: Iterable[State], kind: Kind = KINDS["organization"]) -> State:
 
 
 def grants(kind: Kind, state: State) -> tuple[Any, ...]:
-    """What a live state grants, from least to most."""
+    """The access that a live state grants, from least to most."""
     content = state.content
     match kind.name:
         case "membership":

@@ -511,7 +511,7 @@ def test_unusual_json_too() -> None:
 
 
 def outcome(parse: Callable[[bytes], Any], body: bytes) -> str:
-    """What came of it, as text: NaN is not equal to itself."""
+    """The result as text: NaN is not equal to itself."""
     try:
         return repr(parse(body))
     except (ValueError, RecursionError):

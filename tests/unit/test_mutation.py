@@ -1,4 +1,4 @@
-"""What mutation testing names still exists: its sources, its tests, and the mutants that change nothing."""
+"""The names in the set-up of mutation testing exist: its sources, its tests, and the mutants that change nothing."""
 
 import difflib
 

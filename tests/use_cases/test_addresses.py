@@ -64,7 +64,7 @@ def story(email: str) -> list[JSON]:
 
 
 def answers(engine: Engine, email: str) -> dict[str, bool]:
-    """Who finds a person by an address."""
+    """The lookups of a person by an address."""
     explained = explain(engine, email)
     with session(engine) as opened:
         joins = auto_join_for(opened, email)

@@ -70,7 +70,7 @@ NO_TOKEN = [
     *(f"/{before}s3cret0123456789" for before in ("/", "%20", "%2f", "x/../", "../workos/", "%2e%2e%2fworkos%2f")),
     *(TOKEN_PATH.upper(), "/\uff53\uff13cret"),
 ]
-"""What follows the path of the endpoint, where the token should be."""
+"""Texts after the path of the endpoint, where the token should be."""
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_argument_that_is_no_text_is_refused_in_one_line(surroundings: str) -> N
     assert ended.returncode == 2 and b"an argument is not valid text" in ended.stderr, ended.stderr
 
 
-def test_absurd_numbers_are_wrong_usage(surroundings: str) -> None:
+def test_numbers_out_of_range_are_usage_errors(surroundings: str) -> None:
     for arguments in (["hooks", "replay", "crm", "--change", "9" * 20], ["worker", "--processes", "9" * 9]):
         assert "9" * 9 in run(*arguments, exit_code=2).stderr
 

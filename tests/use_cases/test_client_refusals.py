@@ -1,4 +1,4 @@
-"""What the client of WorkOS refuses or cannot use: ids, keys, addresses and answers that HTTP libraries choke on.
+"""Inputs that the client of WorkOS cannot use: ids, keys, addresses and answers that HTTP libraries choke on.
 
 Each becomes an error of ours that names the cause, and nothing else stops.
 """

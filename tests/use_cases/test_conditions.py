@@ -355,7 +355,7 @@ def test_a_redis_that_answers_late_is_not_away(working: FlaskClient, redis: Redi
     assert active_conditions(working) == {}
 
 
-# What is not known
+# Unknown values
 
 
 def test_numbers_that_were_never_counted_are_not_known(working: FlaskClient, services: Services) -> None:

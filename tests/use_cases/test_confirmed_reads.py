@@ -272,7 +272,7 @@ def test_role_deletion_rereads_its_memberships(
     assert differences(both_engines, world.truth()) == []
 
 
-# What cannot be read
+# Objects that cannot be read
 
 
 @pytest.mark.parametrize("status", [429, 400])

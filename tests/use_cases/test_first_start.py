@@ -120,7 +120,7 @@ def test_first_start_under_live_events_is_never_wrong(
         assert not life.problems, life.problems
         assert life.states[0] == "backfilling" and life.states[-1] == "current"
         assert life.states == sorted(life.states), "it never goes back"
-        # And when the world stands still, all of it arrives.
+        # And once nothing changes any more, all of it arrives.
         sandbox.on_request = None
         clock.advance(seconds=30)
         catch_up(engine, workos)
@@ -362,7 +362,7 @@ def test_only_retention_runs_without_api_key(one_engine: Engine, bell: Doorbell,
     assert repair_bell.queued_jobs() == 1
     Repair(one_engine, None, bare, bell).work_on_all()
     assert [(run["task"], run["status"]) for run in rows(one_engine, Run)] == [(Task.RETENTION, RunStatus.DONE)]
-    # What a key had asked for before waits until there is one again.
+    # Reads that were requested while there was a key wait until there is one again.
     start(one_engine, by("operator"))
     Repair(one_engine, None, bare, bell).work_on_all()
     assert {run["status"] for run in runs(one_engine, Task.RESYNC)} == {RunStatus.RUNNING}

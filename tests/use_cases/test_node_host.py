@@ -45,7 +45,7 @@ def engine(services: Services) -> Engine:
 
 @pytest.fixture
 def mirror() -> Iterator[ExitStack]:
-    """What the mirror's server runs in; closing it stops the server."""
+    """The context of the mirror's server; closing it stops the server."""
     with ExitStack() as running:
         yield running
 

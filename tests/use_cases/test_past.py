@@ -1,4 +1,4 @@
-"""Who had access at a time: in the API, at the command line and on the page of a workspace."""
+"""Access at an earlier time: in the API, at the command line and on the page of a workspace."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Who had access as WorkOS had it: random histories with late, stale and resync-only changes, compared with WorkOS.
+"""Access as WorkOS had it: random histories with late, stale and resync-only changes, compared with WorkOS.
 
 `AS_WORKOS_EXAMPLES=2000 pytest tests/use_cases/test_past_as_workos.py` for a long run.
 """

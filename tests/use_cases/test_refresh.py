@@ -205,7 +205,7 @@ def test_nonsense_is_400_with_one_line(on_sqlite: Services) -> None:
     assert rows(on_sqlite.engine, Refresh) == []
 
 
-def test_without_a_tail_it_is_202_and_read_later(
+def test_without_a_tail_a_refresh_is_202_and_is_read_later(
     endpoint: FlaskClient,
     engine: Engine,
     sandbox: Sandbox,
@@ -222,7 +222,7 @@ def test_without_a_tail_it_is_202_and_read_later(
 
 
 @pytest.mark.usefixtures("tailing")
-def test_while_workos_fails_it_is_202_with_the_reason_and_others_are_read(
+def test_while_workos_fails_a_refresh_is_202_with_the_reason_and_others_are_read(
     endpoint: FlaskClient, engine: Engine, sandbox: Sandbox, member: JSON
 ) -> None:
     """An answer that cannot be used, and a field that cannot be read, are failures of that request alone."""
@@ -258,7 +258,7 @@ def test_requests_that_came_before_a_read_share_it_and_a_later_one_gets_its_own(
     assert access(engine) == set() and rows(engine, Refresh) == []
 
 
-def test_requests_share_a_row_until_a_read_takes_it_and_again_once_it_has_failed(
+def test_requests_share_a_row_that_waits_or_whose_read_failed(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     during: list[str] = []

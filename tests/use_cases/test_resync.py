@@ -411,7 +411,7 @@ def test_domain_found_by_resync_has_every_column_in_changes(
     world = sandbox.world
     with world.silently():
         [domain] = world.create_organization("Acme", domains=[("acme.example", "failed")])["domains"]
-    resync(engine, workos)  # the API never tells why a domain failed
+    resync(engine, workos)  # the API never says why a domain failed
     world.verify_domain(domain["id"])
     deliver(engine, world.events)
     recorded = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]

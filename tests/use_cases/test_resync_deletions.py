@@ -36,7 +36,7 @@ def test_empty_listing_deletes_nothing(
     sandbox.faults.empty(path, times=None)
     run_id = resync(one_engine, workos)
     assert live(one_engine) == before
-    # What exists is found by its id; so even a listing that lies cannot hurt. Nor is the id asked for if all is gone.
+    # An object that exists is found by its id, so a wrong listing does no harm. If all are gone, no id is asked for.
     withheld = {key for key, (_, action) in found(one_engine, run_id).items() if action == "withheld"}
     if path != MEMBERSHIPS:
         kind = "organization" if path == ORGANIZATIONS else "user"

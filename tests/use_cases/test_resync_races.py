@@ -269,7 +269,7 @@ def test_event_in_same_second_as_listing_is_read_again(both_engines: Engine, red
 
 
 class DiedError(BaseException):
-    """Stands in for kill -9 within the test's process."""
+    """Simulates kill -9 within the test's process."""
 
 
 def die_at(call: int) -> Callable[[str], None]:

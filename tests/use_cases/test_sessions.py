@@ -356,7 +356,7 @@ def test_of_several_losses_the_latest_remains(one_session_stage: SessionStage) -
     assert revocation(stage.engine)["object_id"] == second
 
 
-def test_turning_it_off_drops_what_is_pending(session_stages: SessionStage) -> None:
+def test_turning_the_setting_off_drops_pending_revocations(session_stages: SessionStage) -> None:
     stage = session_stages
     (_, user, first), (_, _, second) = stage.member_with_session(), stage.member_with_session()
     stage.world.delete_membership(first)
@@ -430,7 +430,7 @@ LEAVES_UNSETTLED: dict[str, Callable[[SessionStage, str], object]] = {
 
 @pytest.mark.parametrize("happens", list(LEAVES_UNSETTLED))
 def test_revoked_session_is_in_the_audit(one_session_stage: SessionStage, happens: str) -> None:
-    """Whatever happens during the call that revokes it."""
+    """The possible results of the call that revokes a session."""
     stage = one_session_stage
     org, user, membership = stage.member_with_session()
     stage.sign_in(user, org)

@@ -189,7 +189,7 @@ class Staleness(Simulation):
     def life_will_go_on_meanwhile(self, answers: int, place: int, what: str) -> None:
         self.planned.append((answers, lambda: self.a_membership_changes(place, what, 0, usable=True)))
 
-    # What holds after each step
+    # Invariants after each step
 
     @invariant()
     def no_answer_is_older_than_its_bound(self) -> None:

@@ -194,7 +194,7 @@ def test_read_without_the_time_of_workos_completes_nothing(
     assert state(one_engine)["complete_to"] == before
 
 
-def test_after_a_lost_cursor_it_reads_from_where_it_was(
+def test_after_a_lost_cursor_the_tail_reads_from_the_time_it_had_reached(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     begin(one_engine, workos)
@@ -264,7 +264,7 @@ def test_failed_reads_do_not_lengthen_the_interval(
 
 
 @pytest.mark.parametrize(("organization_id", "uncertain"), [("org_1", "org_1"), (None, "")])
-def test_an_event_without_id_makes_uncertain_what_it_can_have_changed(
+def test_an_event_without_id_makes_access_to_its_object_uncertain(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,

@@ -1,4 +1,4 @@
-"""A failed event makes uncertain only what it can have changed, and only until that has been read from WorkOS."""
+"""A failed event makes only access to its object uncertain, and only until the object has been read from WorkOS."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -84,7 +84,7 @@ MEMBERSHIP_EVENT = "organization_membership.updated"
             {("org_1", "user_1")},
             {("membership", "om_new")},
         ),
-        # What the mirror knows about it counts too.
+        # The mirror's own data about the object counts too.
         (
             MEMBERSHIP_EVENT,
             {"id": MEMBERSHIP, "organization_id": None, "user_id": None},
@@ -121,7 +121,7 @@ MEMBERSHIP_EVENT = "organization_membership.updated"
         ("connection.activated", {"id": None}, set(), set()),
     ],
 )
-def test_a_failed_event_makes_uncertain_what_it_can_have_changed(
+def test_an_event_that_failed_makes_access_to_its_object_uncertain(
     local_endpoint: FlaskClient,
     local_engine: Engine,
     type: str,
@@ -264,13 +264,15 @@ def ask_about(engine: Engine, membership: JSON) -> Access | str:
     return ask(engine, membership["user_id"], membership["organization_id"])
 
 
-def test_a_read_begun_after_the_failure_ends_it(both_engines: Engine, workos: WorkOSClient, failed: JSON) -> None:
+def test_a_read_begun_after_the_failure_ends_the_uncertainty(
+    both_engines: Engine, workos: WorkOSClient, failed: JSON
+) -> None:
     assert read_due(both_engines, workos) == 1
     assert ask_about(both_engines, failed) == Access(None, state(both_engines)["complete_to"])
     assert rows(both_engines, Read) == []
 
 
-def test_the_tail_makes_it_so_that_no_resync_delays_it(
+def test_the_tail_makes_the_read_so_that_no_resync_delays_it(
     both_engines: Engine, workos: WorkOSClient, bell: Doorbell, failed: JSON
 ) -> None:
     begin(both_engines, workos)
@@ -279,13 +281,15 @@ def test_the_tail_makes_it_so_that_no_resync_delays_it(
     assert rows(both_engines, Read) == []
 
 
-def test_a_read_that_fails_does_not(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, failed: JSON) -> None:
+def test_a_failed_read_does_not_end_the_uncertainty(
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, failed: JSON
+) -> None:
     sandbox.faults.fail("/user_management/organization_memberships/", status=503, times=None)
     assert read_due(both_engines, workos) == 0
     assert "was not applied" in str(ask_about(both_engines, failed))
 
 
-def test_a_read_begun_before_the_failure_does_not(
+def test_a_read_begun_before_the_failure_does_not_end_the_uncertainty(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, redis: Redis, failed: JSON
 ) -> None:
     def fails_again(_path: str) -> None:
@@ -308,14 +312,14 @@ def test_a_read_begun_before_the_failure_does_not(
     assert isinstance(ask_about(both_engines, failed), Access)
 
 
-def test_a_dismissal_ends_it(both_engines: Engine, failed: JSON) -> None:
+def test_a_dismissal_ends_the_uncertainty(both_engines: Engine, failed: JSON) -> None:
     [event] = [row for row in rows(both_engines, Event) if row["status"] == EventStatus.FAILED]
     dismiss(both_engines, [event["id"]], by("ann", "a test"))
     assert isinstance(ask_about(both_engines, failed), Access)
 
 
 @pytest.mark.parametrize("usable", [False, True])
-def test_a_replay_ends_it_once_the_event_is_applied(
+def test_a_replay_ends_the_uncertainty_once_the_event_is_applied(
     both_engines: Engine, bell: Doorbell, failed: JSON, monkeypatch: pytest.MonkeyPatch, usable: bool
 ) -> None:
     run_id = replays.start(both_engines, Selection(failed=True), by("ann", "a test"))
@@ -379,7 +383,7 @@ def test_an_event_that_waits_for_its_next_attempt_counts_as_failed(
         ({"id": None}, {"dry_run": True}, False),
     ],
 )
-def test_a_resync_of_all_that_is_uncertain_ends_it_if_the_object_is_unknown(
+def test_a_resync_ends_the_uncertainty_about_an_unknown_object(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, data: JSON, scope: JSON, ends: bool
 ) -> None:
     small_life(sandbox.world, 2, 1)
@@ -393,7 +397,7 @@ def test_a_resync_of_all_that_is_uncertain_ends_it_if_the_object_is_unknown(
     assert (uncertain(one_engine) == set()) is ends
 
 
-def test_a_resync_begun_before_the_failure_or_that_found_an_unusable_object_does_not_end_it(
+def test_an_earlier_or_incomplete_resync_does_not_end_the_uncertainty(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -413,7 +417,7 @@ def test_a_resync_begun_before_the_failure_or_that_found_an_unusable_object_does
     assert uncertain(one_engine) == set()
 
 
-def test_an_object_that_decides_no_access_and_is_unusable_lets_a_resync_end_it(
+def test_an_unusable_object_that_decides_no_access_does_not_keep_the_uncertainty(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -424,7 +428,7 @@ def test_an_object_that_decides_no_access_and_is_unusable_lets_a_resync_end_it(
     assert uncertain(one_engine) == set()
 
 
-def test_the_clock_creates_the_resync_that_ends_it(one_engine: Engine, workos: WorkOSClient) -> None:
+def test_the_clock_creates_the_resync_that_ends_the_uncertainty(one_engine: Engine, workos: WorkOSClient) -> None:
     begin(one_engine, workos)
     resync(one_engine, workos)
     in_transaction(one_engine, lambda tx: tx.execute(update(Run).values(created_at=db_now_plus(-3600))))

@@ -1,4 +1,4 @@
-"""Whatever a task, lane, request or hook raises is logged, counted and tried again, and nothing else stops."""
+"""An error of a task, lane, request or hook is logged, counted and tried again, and nothing else stops."""
 
 import json
 import subprocess

@@ -60,7 +60,7 @@ OLD_DECISIONS: list[JSON] = [
         "cause_id": "ann",
     },
 ]
-"""What release 1.0.0 recorded when one operator blocked Ann in Acme and another unblocked her."""
+"""The changes that release 1.0.0 recorded when one operator blocked Ann in Acme and another unblocked her."""
 
 JOINED = "SELECT domain, organization_id FROM auto_join_domains"
 

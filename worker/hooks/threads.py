@@ -32,7 +32,7 @@ class HookThreads:
             thread.start()
 
     def wake(self) -> None:
-        """Make each hook look for changes: now, or once more if it is sending. Returns at once."""
+        """Make each hook look for changes: now, or again when it has finished sending. Returns at once."""
         for woken in self._woken.values():
             woken.set()
 

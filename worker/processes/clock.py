@@ -62,7 +62,7 @@ def heartbeat(engine: Engine) -> None:
 def run(tasks: list[PeriodicTask], stop: threading.Event, counters: Counters) -> None:
     """Run each task when it is due, until `stop` is set. A task that is late runs only once.
 
-    Whatever a task raises, it runs again when it is due, and the other tasks continue (`Counters.contained`).
+    A task that raises an error runs again when it is due, and the other tasks continue (`Counters.contained`).
     """
     due = {task.name: time.monotonic() for task in tasks}
     while not stop.wait(max(0.0, min(due.values()) - time.monotonic())):

@@ -9,7 +9,7 @@ listed right before each create, and the create is sent only if
 - at most `SEND_SECONDS` have passed since the listing began.
 
 A join that fails or takes too long starts over with a new `complete_from`. Each attempt is recorded before its call, so
-that it is known even if the process is killed. What can still go wrong: docs/guarantees.md, Not promised.
+that it is known even if the process is killed. The remaining risks: docs/guarantees.md, Not promised.
 """
 
 import time

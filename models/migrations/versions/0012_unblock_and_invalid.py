@@ -49,7 +49,7 @@ def upgrade() -> None:
     rewritten = _rewrite_decisions(tx, CHANGES.c.id <= last, {})
     tx.exec_driver_sql("UPDATE drift SET finding = 'invalid' WHERE finding = 'odd'")
     _take_locks(tx)
-    # What was written meanwhile. Ids of `changes` grow in commit order.
+    # Rows written meanwhile. Ids of `changes` grow in commit order.
     _rewrite_decisions(tx, CHANGES.c.id > last, rewritten)
     tx.exec_driver_sql(
         "UPDATE drift SET finding = 'invalid' WHERE finding = 'odd' "

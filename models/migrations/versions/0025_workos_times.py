@@ -13,7 +13,7 @@ JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgr
 TIME = sa.Text().with_variant(sa.TIMESTAMP(timezone=True), "postgresql")
 NOW = {"sqlite": "(strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now'))", "postgresql": "now()"}
 
-# What arrived late before is not known.
+# Late versions from before this revision are not known.
 LATE_SINCE = "UPDATE mirror SET late_versions_since = {now} WHERE backfill_from IS NOT NULL"
 
 

@@ -1,7 +1,7 @@
 """The Python peer, as one writes it with `procrastinate`: verify, enqueue one job, 200; the job upserts.
 
 It runs in an environment of its own and imports nothing of this project. `web` is the ASGI application for uvicorn,
-`jobs` the procrastinate application for its worker. What it does and does not do: procrastinate.py.
+`jobs` the procrastinate application for its worker. procrastinate.py says what it does and does not do.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The HTTP API: which call does what. Who may call, and what goes wrong, is decided in gate.py."""
+"""The HTTP API: which call does what. gate.py decides who may call and what goes wrong."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ STATUSES = ("active", "inactive", "pending")
 
 @dataclass
 class Environment:
-    """What one API key opens."""
+    """The world that one API key opens."""
 
     world: World
     deliveries: Deliveries

@@ -60,7 +60,7 @@ class Endpoint:
 
 @dataclass
 class Record:
-    """What became of one event. `statuses` are those of its attempts (0: no answer), without forgeries."""
+    """The deliveries of one event. `statuses` are those of its attempts (0: no answer), without forgeries."""
 
     lost: bool = False
     acknowledged: bool = False

@@ -1,4 +1,4 @@
-"""What every API call passes: counting, the test's hook, latency, key, limits and injected faults."""
+"""The steps before every API call: counting, the test's hook, latency, key, limits and injected faults."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What is inside an organization: each operation changes the state and emits the events WorkOS would."""
+"""The contents of an organization: each operation changes the state and emits the events WorkOS would."""
 
 from collections.abc import Sequence
 from datetime import timedelta

@@ -75,7 +75,7 @@ def events_page(world: World, query: Mapping[str, str]) -> JSON:
 
 
 def _organizations_of(event: JSON) -> tuple[Any, Any]:
-    """What may be the organization of an event: its own id, or the one in its data."""
+    """The possible organizations of an event: its own id, or the one in its data."""
     data = event["data"].get("organization_domain", event["data"])
     return (data.get("id"), data.get("organization_id"))
 

@@ -1,4 +1,4 @@
-"""What a WorkOS environment holds: its objects, its log of events, its clock and its ids."""
+"""A WorkOS environment: its objects, its log of events, its clock and its ids."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ class State:
         return shapes.time_text(self.now())
 
     def new_id(self, prefix: str) -> str:
-        """`prefix` and a ULID; ids of one world rise, even if its clock stands or goes back."""
+        """`prefix` and a ULID; the ids of one world ascend, even if its clock stops or goes back."""
         with self.lock:
             self._id_time = max(self._id_time, int(self.now().timestamp() * 1000))
             self._id_tail += self._id_random.randrange(1, 2**52)
@@ -184,7 +184,7 @@ class State:
             raise not_found(kind, object_id)
         return found
 
-    # What the API shows
+    # Reads of the API
 
     def show_organization(self, organization_id: str) -> JSON:
         """An organization with its domains, or WorldError 404."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 GRACE_SECONDS = 15.0
-"""What a process gets between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
