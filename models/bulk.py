@@ -37,7 +37,7 @@ def is_any_of(
 def is_in_parameter(dialect: str, found: sa.SQLColumnExpression[str], name: str) -> sa.ColumnElement[bool]:
     """Return the condition that a text column is one of the list that is given as the parameter `name`.
 
-    It does not depend on the values, so a statement with it can be built once: that takes longer than to send it.
+    It does not depend on the values, so a statement with it is built only once. Building takes longer than sending.
     """
     if dialect == "postgresql":
         return found == sa.func.any(sa.bindparam(name, type_=TextArray()))

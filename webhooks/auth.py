@@ -42,8 +42,8 @@ class Guesses:
     """Slows guesses of tokens: an address that sends too many different wrong ones is refused until the minute ends.
 
     The same wrong token counts once, so that a client with an outdated token does not lock out others at its address.
-    All processes count in Redis; a process learns of it with the next wrong token that it sees. While Redis is away, no
-    further address is refused.
+    All processes count in Redis. A process reads the count of an address when the address sends it a wrong token. While
+    Redis is away, no further address is refused.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -56,7 +56,7 @@ class Guesses:
         """Return the name of a token that came from `address`, or None if it is unknown.
 
         Raises:
-            TooManyGuessesError: the address sent too many wrong tokens. The token was not looked at.
+            TooManyGuessesError: the address sent too many wrong tokens. The token was not compared.
         """
         now = time.time()
         minute, sender = int(now // WINDOW_SECONDS), _sender(address)

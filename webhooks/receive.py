@@ -180,9 +180,9 @@ class UnknownPaths:
 
 
 def _count_refused(counters: Counters, reason: str, *, claimed: bool = True) -> None:
-    """Count a refused delivery. `claimed` is whether it may be one of WorkOS's, which a test event is not.
+    """Count a refused delivery. With `claimed`, it may come from WorkOS, and also counts for the conditions.
 
-    Anybody can send the header of a test event, so it hides no refusal from the metrics and the chart.
+    A test event does not count for the conditions. Anybody can send its header, so it does count for the metrics.
     """
     counters.add(REFUSED, reason)
     if claimed and TEST_HEADER not in request.headers:

@@ -163,7 +163,7 @@ async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
     server.stop()  # type: ignore[no-untyped-call]  # Granian gives it no types
     await asyncio.sleep(POLL_SECONDS)
     _take_new_connections(listening)  # for the next process, if there is one
-    listening.close()  # or connections would wait in it for nobody
+    listening.close()  # otherwise connections would wait in it, and nothing would accept them
     for turn in range(int(STOP_SECONDS / POLL_SECONDS)):
         if serving.done() or (not gateway.requests and turn * POLL_SECONDS > QUIET_SECONDS):
             break

@@ -43,7 +43,7 @@ def _describe_exception(_logger: WrappedLogger, _method: str, fields: EventDict)
 def _describe_foreign(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     """Describe a log line of a library by its message, with "…" for its arguments, and its place in the code.
 
-    A message that is not in the library's code as it is was put together of values, and is left out.
+    A message that does not appear in the library's code was composed of values, and is left out.
     """
     record: logging.LogRecord = fields["_record"]
     message: object = record.msg

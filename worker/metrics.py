@@ -82,7 +82,7 @@ class Counters:
     """Counts in memory, and adds the counts to Redis from a thread. While Redis is unavailable, they wait in memory."""
 
     def __init__(self, redis: Redis, *, in_background: bool = True) -> None:
-        """Args: `in_background`: without it, no thread is started, and counts wait for `hand_over`."""
+        """Create counters. Without `in_background`, no thread is started, and counts wait for `hand_over`."""
         self._redis = redis
         self._in_background = in_background
         self._lock = threading.Lock()

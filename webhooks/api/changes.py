@@ -106,15 +106,11 @@ def _stream_json(after: object, parts: Iterator[tuple[str, object]]) -> Iterator
         yield f',\n"{view.name}": ['
         separator = "\n"
         while name == view.name:
-            yield separator + json.dumps(row, default=_to_json)
+            yield separator + json.dumps(row, default=lambda v: v.isoformat() if isinstance(v, datetime) else dict(v))
             separator = ",\n"
             name, row = next(parts, (None, None))
         yield "]"
     yield "}\n"
-
-
-def _to_json(value: RowMapping | datetime) -> object:
-    return value.isoformat() if isinstance(value, datetime) else dict(value)
 
 
 def _in_chunks(texts: Iterator[str]) -> Iterator[str]:

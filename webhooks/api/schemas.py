@@ -180,7 +180,7 @@ def _is_time(wait: str) -> bool:
     return re.match(r"\d{4}-", wait, re.ASCII) is not None
 
 
-READABLE = [name for name, kind in KINDS.items() if kind.read_path("")]
+READABLE = [name for name, kind in KINDS.items() if kind.is_readable]
 """The kinds that WorkOS's API shows."""
 
 

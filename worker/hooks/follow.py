@@ -136,7 +136,8 @@ class Follower:
                 problem, pruned_to = str(error), tx.execute(select(MirrorState.changes_dropped_to)).scalar_one()
                 self.lease.in_transaction(self.engine, self._skip_to, pruned_to, problem)
                 return True
-            changes = _next_changes(tx, cursor)
+            newer = select(*SENT).where(Change.id > cursor).order_by(Change.id).limit(CHANGES_PER_STEP)
+            changes = [ChangeToSend(**row) for row in tx.execute(newer).mappings()]
             if not changes:
                 return bool(retries)
             backfilled = _made_by_first_resync(tx, changes)
@@ -264,11 +265,6 @@ def _describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - see above
         text = f"{type(error).__name__}, whose message cannot be read"
     return clean(text.splitlines()[0])[:1000]
-
-
-def _next_changes(tx: Connection, cursor: int) -> list[ChangeToSend]:
-    newer = select(*SENT).where(Change.id > cursor).order_by(Change.id).limit(CHANGES_PER_STEP)
-    return [ChangeToSend(**row) for row in tx.execute(newer).mappings()]
 
 
 def _made_by_first_resync(tx: Connection, changes: Sequence[ChangeToSend]) -> set[int]:

@@ -151,6 +151,11 @@ class Kind:
         return ("created_at", *(name for name in names if name not in others))
 
     @property
+    def is_readable(self) -> bool:
+        """Whether WorkOS's API shows such objects, and not only events."""
+        return bool(self.read_path(""))
+
+    @property
     def owner(self) -> KeyedColumnElement[str | None] | None:
         """The column with the id of the workspace that owns an object, if workspaces own objects of this kind."""
         return self.table.__table__.c.get("organization_id")

@@ -36,13 +36,9 @@ def request_reads(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, r
 def _request_for_events(tx: Connection, events: Mapping[tuple[str, str], str], reason: str, after: float = 0.0) -> None:
     """Request reads for events, `after` seconds from now. `events` maps an object's kind and id to the event's id."""
     keys = ("kind", "object_id", "event_id", "reason")
-    readable = sorted((place, event) for place, event in events.items() if _is_readable(KINDS[place[0]]))
+    readable = sorted((place, event) for place, event in events.items() if KINDS[place[0]].is_readable)
     rows = [dict(zip(keys, (*place, event, reason), strict=True)) for place, event in readable]
     insert_new(tx, Read, rows, due_at=db_now_plus(after))
-
-
-def _is_readable(kind: Kind) -> bool:
-    return bool(kind.read_path(""))
 
 
 def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
@@ -91,7 +87,7 @@ def request_read_for_failure(tx: Connection, kind: Kind, object_id: str, event_i
 
     It replaces another request, so that a read which began before the failure does not remove it.
     """
-    if not _is_readable(kind):
+    if not kind.is_readable:
         return
     first = {"reason": EVENT_FAILED, "event_id": event_id, "due_at": db_now(), "attempts": 0, "error": None}
     row = dialect_insert(tx, Read).values(kind=kind.name, object_id=object_id, run_id="", **first)

@@ -38,7 +38,7 @@ for _ in range(tries):
     except OSError:
         time.sleep(0.1)
 """
-"""The program that stops the embedded server when its standard input ends without a word.
+"""The program that stops the embedded server when its standard input ends, unless it was sent a text before.
 
 It imports little, so that it needs little memory.
 """

@@ -125,4 +125,4 @@ def _bind(tx: Connection, client_id: str, backfill_from: datetime) -> None:
     if mirror.backfill_from is None:
         first = {"client_id": client_id, "backfill_from": backfill_from, "cursor_at": backfill_from}
         tx.execute(update(MirrorState).values(event_types=SUBSCRIBED, **first))
-        add_new_types(tx, (type for type, (kind, _) in READERS.items() if not kind.read_path("")))  # nothing lists them
+        add_new_types(tx, (type for type, (kind, _) in READERS.items() if not kind.is_readable))  # nothing lists them

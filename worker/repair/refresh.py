@@ -113,12 +113,8 @@ def work_due(
 ) -> None:
     """Carry out the due requests, those of the same target together. A request that fails is retried later.
 
-    Args:
-        engine: the database.
-        workos: the WorkOS API.
-        stopping: returns whether to stop; called before each target.
-        ended: returns whether to leave a target half done, so that its requests stay due; called before each read. It
-            must not limit the time: a target that takes longer would never be finished.
+    Stops before a target if `stopping` returns True. If `ended` does, it also stops within a target, whose requests
+    then stay due. So `ended` must not limit the time: a slow target would never be finished.
 
     Raises as `worker.repair.reads.work_due`.
     """

@@ -229,7 +229,7 @@ def _collect() -> tuple[dict[str, Given], list[Problem]]:
 
 
 def _validated(texts: dict[str, Given]) -> tuple[Settings, list[Problem]]:
-    """Return the settings with their defaults instead of invalid values, and what is wrong with those."""
+    """Return the settings, with defaults in place of invalid values, and the problems of those values."""
     problems = [_problem(name.upper(), saw, value) for name, value in texts.items() if (saw := _spoiled(value.text))]
     usable = {name: value.text for name, value in texts.items() if not _spoiled(value.text)}
     try:
@@ -243,7 +243,7 @@ def _validated(texts: dict[str, Given]) -> tuple[Settings, list[Problem]]:
 
 
 def _spoiled(text: str) -> str | None:
-    """Return what is wrong with the text of any setting, whatever it means."""
+    """Return a problem that the text of any setting may have; None if it has none."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         return "is not UTF-8; write it again"
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -289,7 +289,7 @@ def _missing(settings: Settings, required: tuple[str, ...], wrong: set[str]) -> 
 
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
-    """Return both settings that calls to the WorkOS API need, if one of them or a setting that needs the API is set."""
+    """Return the two settings that the WorkOS API needs, if one of them or a setting that needs the API is set."""
     given = settings.workos_api_key or settings.workos_client_id
     writes = settings.auto_join is AutoJoinMode.PROVISION or settings.revoke_sessions
     return ("workos_api_key", "workos_client_id") if given or writes else ()

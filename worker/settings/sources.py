@@ -14,8 +14,8 @@ from typing import NamedTuple
 from dotenv import dotenv_values
 
 ENV_FILE = Path(".env")
-INVISIBLE = "\ufeff\u200b"
-"""A byte order mark and a zero-width space, as copied from documents."""
+EDGES = re.compile(r"^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$")
+"""White space, byte order marks and zero-width spaces, as copied from documents."""
 FOREIGN = frozenset(("listen_pid", "listen_fdnames", "pgport"))
 """Names of systemd and libpq that resemble ours."""
 
@@ -48,11 +48,7 @@ def env_file() -> dict[str, Given]:
 
 
 def _stripped(source: Mapping[str, str | None], origin: str) -> dict[str, Given]:
-    return {name.lower(): Given(_strip(text or ""), origin) for name, text in source.items()}
-
-
-def _strip(text: str) -> str:
-    return re.sub(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$", "", text)
+    return {name.lower(): Given(EDGES.sub("", text or ""), origin) for name, text in source.items()}
 
 
 def lookalikes(names: AbstractSet[str], ours: AbstractSet[str]) -> dict[str, list[str]]:

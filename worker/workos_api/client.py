@@ -121,10 +121,10 @@ class WorkOSClient:
 
     def memberships_of(self, organization_id: str, user_id: str) -> Page:
         """List a person's memberships of every status in an organization: at most one."""
-        whose = {"organization_id": organization_id, "user_id": user_id}
-        page = self.list_page(MEMBERSHIPS, {**whose, "statuses": "active,inactive,pending"})
+        pair = {"organization_id": organization_id, "user_id": user_id}
+        page = self.list_page(MEMBERSHIPS, {**pair, "statuses": "active,inactive,pending"})
         for item in page.items:
-            _require("organization_memberships", item, whose)
+            _require("organization_memberships", item, pair)
         return page
 
     def events(
@@ -147,9 +147,9 @@ class WorkOSClient:
             RateLimitedError: a rate limit is used up; nothing was done.
             WorkOSError: it may or may not have been done.
         """
-        whose = {"organization_id": organization_id, "user_id": user_id}
-        made = self._send("post", MEMBERSHIPS, {**whose, "role_slug": role}, deadline)
-        return _require("organization_memberships", made, whose)
+        pair = {"organization_id": organization_id, "user_id": user_id}
+        made = self._send("post", MEMBERSHIPS, {**pair, "role_slug": role}, deadline)
+        return _require("organization_memberships", made, pair)
 
     def deactivate_membership(self, id: str) -> JsonObject:
         """Make an active membership inactive and return it; raise as `create_membership`."""
