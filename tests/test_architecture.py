@@ -220,7 +220,7 @@ def test_the_workos_sdk_is_imported_in_two_places() -> None:
     }
 
 
-def test_nothing_unpickles() -> None:
+def test_no_module_unpickles() -> None:
     assert importers("pickle", "shelve", "marshal", "dill") == set()
 
 

@@ -143,7 +143,7 @@ def test_queued_jobs_of_one_process_end_and_one_waits(services: Services) -> Non
     assert bell.queued_jobs() == 1, "the next process waits"
 
 
-def test_the_sweep_cures_a_flag_that_nobody_will_answer(
+def test_the_sweep_clears_a_flag_without_a_job(
     services: Services, endpoint: FlaskClient, work: Callable[[], None]
 ) -> None:
     services.redis.set("workos-sync:wake:drain", "somebody")  # without expiry

@@ -65,7 +65,7 @@ def test_ctrl_c_ends_all_processes_with_code_0(
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 1.0])
-def test_a_web_that_is_stopped_while_it_starts_waits_for_nothing(
+def test_a_web_that_is_stopped_while_it_starts_ends_at_once(
     commands: Commands, make_database: Callable[[str], str], valkey: Valkey, seconds: float
 ) -> None:
     commands.settings |= {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": valkey.url, "WEB_PROCESSES": 3}

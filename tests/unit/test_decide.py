@@ -237,7 +237,7 @@ def test_a_tie_keeps_the_state_that_grants_less(
         assert needs_confirmation(*history) is ConfirmationReason.TIE
 
 
-def test_a_tie_keeps_what_was_read_before_what_an_event_says() -> None:
+def test_in_a_tie_a_read_wins_over_an_event() -> None:
     read = State(Version(NOON, NOON, ""), False, {"permissions": ["a"]})
     event = State(Version(NOON, NOON, "event_1"), False, {"permissions": ["b"]})
     kept, outcome = decided(KINDS["role"], read, event)

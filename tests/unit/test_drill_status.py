@@ -69,13 +69,13 @@ def test_an_answer_that_says_nothing_about_the_mirror_is_not_wrong_about_it() ->
     assert record((clock, facts(clock=True)), seconds=99) == []
 
 
-def test_the_direction_matters() -> None:
+def test_two_short_faults_in_a_row_are_not_one_long_fault() -> None:
     """Reported too early, then not at all: two short times."""
     here = facts(**{"no worker on repair": True})
     assert record(*[(NO_WORKER, facts())] * 3, *[(ALL_WELL, here)] * 3) == []
 
 
-def test_what_is_not_known_is_neither_right_nor_wrong() -> None:
+def test_an_unknown_fact_makes_no_answer_wrong() -> None:
     unknown = {name: value for name, value in facts(redis=True).items() if not name.startswith("no worker")}
     redis = Answer(trusted=False, texts=["Redis does not answer: TimeoutError; start it"])
     assert (

@@ -505,7 +505,7 @@ def test_json_is_read_as_pythons_own_parser_reads_it(value: Any, escaped: bool, 
     assert outcome(parse_json, body) == outcome(json.loads, body)
 
 
-def test_unusual_json_too() -> None:
+def test_unusual_json_is_read_as_pythons_own_parser_reads_it() -> None:
     for body in (b"", b"{", b'{"a": 1, "a": 2}', b"NaN", b"[1,]", b"\xff", b"[" * 100_000, b" 1 ", b"1e999"):
         assert outcome(parse_json, body) == outcome(json.loads, body)
 

@@ -88,7 +88,7 @@ def test_only_the_listed_values_are_replaced(bodies: tuple[bytes, bytes]) -> Non
 
 @given(values)
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_what_is_left_is_the_same_json(value: Any) -> None:
+def test_the_rest_of_the_body_is_the_same_json(value: Any) -> None:
     text = json.dumps(value)
     body = json.dumps({"data": {"a": text, "token": text, "b": text}}).encode()
     assert parse_json(without_secrets(TYPE, body)) == {"data": {"a": text, "token": "[removed]", "b": text}}

@@ -128,7 +128,7 @@ def test_verdict_comes_first_then_problems_with_remedies(ids: JSON, command: str
     assert on_terminal(command, exit_code=1, color=True).startswith("\x1b[31m\x1b[1m")
 
 
-def test_watch_ends_quietly_with_the_exit_code_of_the_last_look(ids: JSON, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_ends_quietly_with_the_exit_code_of_the_last_status(ids: JSON, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 

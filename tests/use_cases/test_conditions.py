@@ -184,7 +184,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
 }
 
 
-def test_nothing_holds_while_all_is_well(working: FlaskClient) -> None:
+def test_no_condition_holds_in_a_healthy_installation(working: FlaskClient) -> None:
     assert active_conditions(working) == {}
     assert report("status")["severity"] == "ok"
     assert 'class="card verdict good"' in working.get("/ops/").get_data(as_text=True)
@@ -319,7 +319,7 @@ def test_deliveries_to_unknown_paths_are_counted_and_logged(
     assert "30 deliveries were sent to a path that does not exist" in report("status", exit_code=1)["warnings"][0]
 
 
-def test_posts_without_a_signature_to_unknown_paths_are_nobodys_deliveries(working: FlaskClient) -> None:
+def test_posts_without_a_signature_to_unknown_paths_are_no_deliveries(working: FlaskClient) -> None:
     for path in ("/webhooks/wrong", "/wp-login.php"):
         assert working.post(path, data=b"{}").status_code == 404
     assert active_conditions(working) == {}

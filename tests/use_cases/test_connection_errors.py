@@ -186,7 +186,7 @@ def test_an_unknown_parameter_of_the_url_is_one_line(
     ],
 )
 @pytest.mark.parametrize("error", [OSError(113, "no route"), ValueError("odd"), RuntimeError("odd")])
-def test_whatever_a_connection_raises_is_a_redis_error(
+def test_every_failure_of_a_connection_is_a_redis_error(
     error: Exception, method: str, connected: bool, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -381,7 +381,7 @@ def webhook_endpoint() -> dict[str, str]:
         ({"events": None, "status": None}, "warning", "enabled and its event types"),
     ],
 )
-def test_what_workos_does_not_report_is_unknown(
+def test_a_field_that_workos_does_not_report_is_unknown(
     odd_endpoint: Callable[..., None], answering: None, fields: dict[str, Any], level: str, saw: str
 ) -> None:
     odd_endpoint(**fields)

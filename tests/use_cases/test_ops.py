@@ -649,7 +649,7 @@ def shown_when(page: TestResponse) -> str:
     return found[1]
 
 
-def test_only_what_had_failed_when_the_page_was_made_is_given_up(
+def test_only_failures_that_the_page_showed_are_dismissed(
     ann: FlaskClient, engine: Engine, everything: dict[str, str]
 ) -> None:
     later = {"change_id": 2, "hook": "sessions", "kind": "user", "object_id": USER, "status": "failed", "attempts": 9}

@@ -172,7 +172,7 @@ def test_a_change_without_event_was_made_after_a_resync_found_no_difference(
     assert found == [("member", False, None, None), ("member", True, *interval), ("admin", False, *interval)]
 
 
-def test_what_a_failed_event_may_have_changed_is_approximate(
+def test_access_that_a_failed_event_may_have_changed_is_approximate(
     one_engine: Engine, clock: Clock, sandbox: Sandbox
 ) -> None:
     clock.now = BEGIN

@@ -156,7 +156,7 @@ def test_an_empty_list_removes_nothing(endpoint: FlaskClient, sandbox: Sandbox, 
 
 
 @pytest.mark.usefixtures("tailing")
-def test_what_nobody_knows_is_404_and_leaves_no_trace(endpoint: FlaskClient, engine: Engine, member: JSON) -> None:
+def test_an_unknown_id_is_404_and_leaves_no_trace(endpoint: FlaskClient, engine: Engine, member: JSON) -> None:
     before = mirrored(engine), changes(engine)
     for body, unknown in (
         ({"kind": "user", "id": "user_x"}, "user user_x"),

@@ -61,7 +61,7 @@ def changed(review: Any) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in ("user_id", "role", "previous_role", "change")) for row in review["members"]]
 
 
-def test_who_has_access_and_what_changed_since_the_previous_review(mirror: Callable[..., None]) -> None:
+def test_a_review_lists_access_and_the_changes_since_the_previous_review(mirror: Callable[..., None]) -> None:
     first = read()
     assert first["since"] is None
     assert changed(first) == [(f"user_{number}", "member", None, None) for number in (1, 2, 3)]

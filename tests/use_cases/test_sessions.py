@@ -235,7 +235,7 @@ def tied(stage: SessionStage, membership: str) -> None:
     stage.world.reactivate_membership(membership)
 
 
-def test_what_revokes_nothing(session_stages: SessionStage) -> None:
+def test_changes_that_revoke_no_session(session_stages: SessionStage) -> None:
     stage = session_stages
     for happens in (demoted, of_unknown_status, tied):
         _, _, membership = stage.member_with_session()
@@ -265,7 +265,7 @@ def test_withheld_deletion_revokes_nothing(one_session_stage: SessionStage) -> N
     assert stage.active() == set()
 
 
-def test_what_ended_before_the_switch_was_turned_on(session_stages: SessionStage) -> None:
+def test_access_that_ended_before_the_setting_was_turned_on(session_stages: SessionStage) -> None:
     stage = session_stages
     (_, _, removed), (_, _, inactive), (_, user, later) = (stage.member_with_session() for _ in range(3))
     stage.world.delete_membership(removed)
@@ -301,7 +301,7 @@ def test_tombstone_of_a_resync_that_is_saved_again_is_no_loss(session_stages: Se
     assert rows(stage.engine, Revocation) == []
 
 
-def test_late_member_of_a_workspace_that_was_gone_before_the_switch(one_session_stage: SessionStage) -> None:
+def test_late_member_of_a_workspace_deleted_before_the_setting_was_turned_on(one_session_stage: SessionStage) -> None:
     stage = one_session_stage
     (org, _, _), *_ = (stage.member_with_session() for _ in range(4))
     late, _ = stage.member(org)
@@ -572,7 +572,7 @@ def test_the_limit_is_a_tenth_of_the_write_limit() -> None:
     assert REVOKES.calls / REVOKES.seconds * 10 == USER_WRITES.calls / USER_WRITES.seconds
 
 
-def test_switch_needs_the_api(set_environment: Callable[..., None]) -> None:
+def test_revoke_sessions_needs_the_api(set_environment: Callable[..., None]) -> None:
     set_environment(REVOKE_SESSIONS="on")
     result = CliRunner().invoke(main, ["config"])
     assert result.exit_code == 2 and "WORKOS_API_KEY is not set" in result.output

@@ -319,7 +319,7 @@ def test_an_invitation_blocks_every_user_who_shares_an_address_with_the_invited(
     assert {row["user_id"] for row in rows(places, auto_join_blocks)} == {"user_ann", "user_bob"}
 
 
-def test_the_deletion_of_a_user_blocks_only_whom_somebody_had_removed_before(places: Engine) -> None:
+def test_the_deletion_of_a_user_blocks_only_people_who_were_removed_before(places: Engine) -> None:
     known = ("lou", "max", "ned", "ola", "pam")
     apply_events(places, map(user, known))
     apply_events(places, [member(f"om_{name}", name) for name in known])

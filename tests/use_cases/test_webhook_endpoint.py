@@ -450,7 +450,7 @@ def test_readyz_is_200_if_warnings_fail(endpoint: FlaskClient, engine: Engine) -
 
 
 @pytest.mark.long
-def test_probes_at_the_same_time_wait_for_one_look_at_the_warnings(
+def test_concurrent_probes_share_one_check_of_the_warnings(
     build_test_services: MakeServices, make_database: Callable[[str], str], logs: list[Any]
 ) -> None:
     services = build_test_services(database_url=make_database("postgresql"))
