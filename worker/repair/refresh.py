@@ -65,8 +65,8 @@ class Progress(NamedTuple):
 def request(tx: Connection, target: Target, requested_by: str) -> str | None:
     """Request a refresh for the API token with this name, and return the request's id. Ring the tail's bell afterwards.
 
-    If a request for the same target waits and its read has not begun, that one is renewed. Returns None if the token
-    has `MAX_WAITING` requests.
+    If a request for the same target waits, and no read for it is in progress, that one is renewed. Returns None if the
+    token has `MAX_WAITING` requests.
     """
     # `_take_next` counts an attempt before the read begins, and clears the error.
     free = or_(Refresh.attempts == 0, Refresh.error.is_not(None))
