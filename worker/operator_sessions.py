@@ -2,7 +2,8 @@
 
 import hashlib
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, or_, select, update
 
@@ -29,11 +30,19 @@ def sign_in(tx: Connection, who: str, address: str | None) -> str:
     return id
 
 
-def signed_in(engine: Engine, id: str) -> str | None:
+class SignedIn(NamedTuple):
+    """An operator who is signed in, and the database's time, in UTC."""
+
+    who: str
+    at: datetime
+
+
+def signed_in(engine: Engine, id: str) -> SignedIn | None:
     """Return the operator whose session has this id; None if there is none, or if it has ended."""
-    own = select(OperatorSession.who).where(OperatorSession.id_hash == _hash(id), ~_ended())
+    own = select(OperatorSession.who, db_now()).where(OperatorSession.id_hash == _hash(id), ~_ended())
     with read_transaction(engine) as tx:
-        return tx.execute(own).scalar_one_or_none()
+        row = tx.execute(own).one_or_none()
+        return SignedIn(*row) if row else None
 
 
 def record_activity(engine: Engine, id: str) -> None:

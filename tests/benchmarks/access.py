@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 from models.access import auto_join_for, role_of, workspaces_of
 from models.database import open_engine, session, write_transaction
 from models.migrate import upgrade
-from models.tables import MirrorState, Tail, Via
+from models.tables import Change, MirrorState, Tail, Via
 from models.types import db_now, db_now_plus
 from worker.audit import Actor
 from worker.kinds.membership import Membership
@@ -84,8 +84,8 @@ CONTENT = (
 CHANGES = (
     "INSERT INTO changes (at, kind, object_id, organization_id, before, after, cause, cause_id) "
     "SELECT {at}, 'membership', 'om_' || n, 'org_' || {organization}, CASE WHEN day > 0 THEN {before} END, {after}, "
-    "'event', 'event_' || n FROM (SELECT n AS change, n / {members} AS day, n - n / {members} * {members} AS n "
-    "FROM ({series}) AS s) AS t ORDER BY change"
+    "'event', 'event_' || n FROM (SELECT n / {members} AS day, n - n / {members} * {members} AS n "
+    "FROM ({series}) AS s) AS t"  # in the order of the series
 )
 DIALECT = {
     "sqlite": {"json": "text", "at": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', '-' || ({days} - day) || ' days')"},
@@ -106,7 +106,12 @@ def fill(engine: Engine, members: int, days: int = 0) -> None:
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
         if days:
+            indexes = {str(index.name): ", ".join(index.columns.keys()) for index in Change.__table__.indexes}
+            for name in indexes:
+                tx.exec_driver_sql(f"DROP INDEX {name}")
             tx.exec_driver_sql(_changes(kind, members, days))
+            for name, columns in indexes.items():
+                tx.exec_driver_sql(f"CREATE INDEX {name} ON changes ({columns})")
         filled_at = db_now_plus(-86_400 * (days + 1))
         tx.execute(update(MirrorState).values(listed_kinds=["permission"], backfilled_at=filled_at))
         tx.execute(update(Tail).values(complete_to=db_now(), complete_at=db_now()))

@@ -309,6 +309,7 @@ def test_columns_that_payloads_may_omit() -> None:
         "membership": ("organization_id", "user_id", "custom_attributes"),
         "domain": ("organization_id",),
         "connection": ("organization_id",),
+        "saml_certificate": ("organization_id",),
         "role": ("resource_type",),
     }
     for value in (None, 7, "organization"):  # null counts as omitted: without a type, a role could be a member's

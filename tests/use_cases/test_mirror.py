@@ -31,6 +31,7 @@ from tests.support import (
 from tests.support.histories import broken_chains
 from tests.support.mirror import ACME, DOMAIN, MEMBER, MEMBERSHIP, ORG, USER, grant, take
 from worker.kinds import READERS
+from worker.kinds.connection import Connection
 from worker.kinds.role import Role
 from worker.mirror.read_requests import PARENT_MISSING
 
@@ -275,6 +276,27 @@ def test_absent_is_not_null_in_any_order(local_endpoint: FlaskClient, local_engi
         assert played(place, *events) == gone
     assert broken_chains(rows(local_engine, Change)) == []
     assert {row["reason"] for row in rows(local_engine, Read)} <= {PARENT_MISSING}
+
+
+def test_a_connection_leaves_its_workspace_only_if_the_payload_says_so(
+    local_endpoint: FlaskClient, local_engine: Engine
+) -> None:
+    full, absent, null = (made("connection.activated", at) for at in (1, 3, 2))
+    del absent["data"]["organization_id"]
+    null["data"]["organization_id"] = None
+
+    def workspaces(*events: JSON) -> list[str | None]:
+        """The workspaces of a connection after these events in any order."""
+        found = []
+        for order in permutations(events):
+            id = f"conn_{len(rows(local_engine, Connection))}"
+            copies = [event | {"id": f"{event['id']}_{id}", "data": event["data"] | {"id": id}} for event in order]
+            take(local_endpoint, local_engine, *copies)
+            found += [row["organization_id"] for row in rows(local_engine, Connection) if row["id"] == id]
+        return found
+
+    assert workspaces(full, absent) == [ORG] * 2
+    assert workspaces(full, absent, null) == [None] * 6
 
 
 def test_sign_in_of_a_user_changes_nothing(local_endpoint: FlaskClient, local_engine: Engine) -> None:

@@ -1,7 +1,7 @@
 """The operators' pages: sign-in, forged posts, and escaping."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
@@ -9,6 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 from flask.testing import FlaskClient
+from freezegun import freeze_time
 from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 from werkzeug.test import TestResponse
 
@@ -649,6 +650,14 @@ def shown_when(page: TestResponse) -> str:
     return found[1]
 
 
+@pytest.fixture
+def fast_clock() -> Iterator[None]:
+    """Sets the clock of the web host ahead of the database's."""
+    with freeze_time(datetime.now(UTC) + timedelta(minutes=10), tick=True):
+        yield
+
+
+@pytest.mark.usefixtures("fast_clock")
 def test_only_failures_that_the_page_showed_are_dismissed(
     ann: FlaskClient, engine: Engine, everything: dict[str, str]
 ) -> None:

@@ -16,12 +16,6 @@ def install(app: Flask) -> None:
     """Add the filters to `app`."""
     for template_filter in (format_time, format_duration, relative, as_json):
         app.add_template_filter(template_filter)
-    app.add_template_global(now)
-
-
-def now() -> datetime:
-    """Return the time, in UTC."""
-    return datetime.now(UTC)
 
 
 def format_time(value: datetime | None) -> str:

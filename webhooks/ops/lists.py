@@ -51,7 +51,10 @@ def chosen_period() -> dict[str, Any]:
 
 
 def shown_at() -> datetime | None:
-    """Return when the page with the form was made, in UTC; None if the form does not say. 400 for anything else."""
+    """Return when the page with the form was requested, by the database's clock; None if the form does not say.
+
+    Text that names no time is answered with 400.
+    """
     return _time("shown")
 
 

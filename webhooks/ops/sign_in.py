@@ -120,11 +120,11 @@ def _add_checks(routes: Blueprint, services: Services, csrf: CSRFProtect) -> Non
     @routes.before_request
     def authenticate() -> AnyResponse | tuple[str, int] | None:
         if request.endpoint not in {"ops.sign_in", "ops.static"}:
-            who = _signed_in(services.engine)
-            if who not in services.settings.ops_tokens:
+            found = _signed_in(services.engine)
+            if found is None or (who := found.who) not in services.settings.ops_tokens:
                 wanted = "" if CONTROL.search(request.path) else request.path
                 return render_template("ops/sign_in.html", next=wanted), 401
-            g.operator = who
+            g.operator, g.asked_at = found
             g.may_act = who not in services.settings.ops_read_only
         csrf.protect()
         if request.method == "POST" and request.endpoint not in {"ops.sign_in", "ops.sign_out"} and not g.may_act:
@@ -147,16 +147,16 @@ def _add_checks(routes: Blueprint, services: Services, csrf: CSRFProtect) -> Non
         return render_template("ops/error.html", title="Form expired", message=message), 403
 
 
-def _signed_in(engine: Engine) -> str | None:
+def _signed_in(engine: Engine) -> operator_sessions.SignedIn | None:
     """Return the operator whose session the cookie names, and record their activity; None if there is none."""
     id = session.get("id")
     if not isinstance(id, str):
         return None
-    who = operator_sessions.signed_in(engine, id)
-    if who is not None and REFRESH_HEADER not in request.headers:
+    found = operator_sessions.signed_in(engine, id)
+    if found is not None and REFRESH_HEADER not in request.headers:
         with suppress(*DATABASE_ERRORS):  # Pages can be read even if nothing can be written.
             operator_sessions.record_activity(engine, id)
-    return who
+    return found
 
 
 def _redirect_target(path: str) -> str:

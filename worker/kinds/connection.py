@@ -31,7 +31,7 @@ CONNECTION = Kind(
     object="connection",
     table=Connection,
     content=lambda data, _roles: {
-        **data.ids("organization_id"),  # may be absent (docs/workos.md, Connections)
+        **data.given(organization_id=data.optional_id),  # may be absent (docs/workos.md, Connections)
         "name": data.text("name"),
         "connection_type": data.text("connection_type"),
         "status": data.text("state"),

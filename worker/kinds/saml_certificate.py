@@ -26,7 +26,7 @@ def _content(data: Fields, _roles: RoleMap) -> JsonObject:
     connection, certificate = data.nested("connection"), data.nested("certificate")
     return {
         "connection_id": connection.id("id"),
-        "organization_id": connection.optional_id("organization_id"),
+        **connection.given(organization_id=connection.optional_id),
         "certificate_type": certificate.id("certificate_type"),
         "expires_at": certificate.time("expiry_date"),
         "created_at": None,  # WorkOS does not send it
@@ -50,4 +50,5 @@ SAML_CERTIFICATE = Kind(
     key=lambda id, content: f"{id}/{content.get('certificate_type')}",
     # There is no `updated_at`, and a certificate is renewed under the same id: the event's time orders them.
     delete_is_final=False,
+    optional=("organization_id",),
 )
