@@ -79,6 +79,8 @@ MIGRATION_LOCK = 0x776F_0003
 """PostgreSQL advisory lock: one migration at a time."""
 INDEX_LOCK = 0x776F_0004
 """PostgreSQL advisory lock of a session: one process at a time builds indexes concurrently."""
+POOLER_REMEDY = "use the pooler in session mode, or connect directly (docs/deploy, PostgreSQL)"
+"""If `not_in_force` returns lines."""
 
 
 def database_url(raw: str) -> URL:

@@ -10,7 +10,15 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, func, insert, inspect, select, text, update
 from sqlalchemy.schema import CreateIndex, CreateSchema, DropIndex
 
-from models.database import INDEX_LOCK, MIGRATION_LOCK, advisory_lock, create_folder, write_transaction
+from models.database import (
+    INDEX_LOCK,
+    MIGRATION_LOCK,
+    POOLER_REMEDY,
+    advisory_lock,
+    create_folder,
+    not_in_force,
+    write_transaction,
+)
 from models.public_domains import refresh
 from models.revisions import FORMER_VERSIONS, VERSIONS, known_revisions, newest_revision, refused, stored_revision
 from models.tables import Base
@@ -32,14 +40,16 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
 
     Creates the schema of the engine, if it names one. Migrating to the newest revision also updates the views
     (`models.views`) and the list of public mail domains, and calls `noted` if the revision changed. Raises
-    `ValueError`, with the remedy, for a database that cannot be used (`models.revisions.refused`) or has a revision of
-    a newer release. Nothing is changed then.
+    `ValueError`, with the remedy, for a database that cannot be used (`models.revisions.refused`), has a revision of a
+    newer release, or is behind a pooler in transaction mode. Nothing is changed then.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     create_folder(engine)
+    if lost := not_in_force(engine):  # the pooler would keep `INDEX_LOCK`, and the next migration would wait for it
+        raise ValueError(f"the database: settings are not kept: {', '.join(lost)}; {POOLER_REMEDY}")
     with write_transaction(engine) as tx:
-        advisory_lock(tx, MIGRATION_LOCK)
+        _wait_for_other_migrations(tx)
         _create_schema(tx)
         if problem := refused(tx):
             raise ValueError(problem)
@@ -61,6 +71,15 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
                 noted(tx, before, newest_revision())
     if revision == "head":
         _create_large_indexes(engine)
+
+
+def _wait_for_other_migrations(tx: Connection) -> None:
+    """Wait however long another one takes. What the migration itself waits for keeps its `lock_timeout`."""
+    if tx.dialect.name == "postgresql":
+        usual = tx.execute(select(func.current_setting("lock_timeout"))).scalar_one()
+        tx.exec_driver_sql("SET LOCAL lock_timeout = 0")
+        advisory_lock(tx, MIGRATION_LOCK)
+        tx.execute(select(func.set_config("lock_timeout", usual, True)))
 
 
 def _create_schema(tx: Connection) -> None:

@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 from models.access import auto_join_for, role_of, workspaces_of
 from models.database import open_engine, session, write_transaction
 from models.migrate import upgrade
-from models.tables import Change, MirrorState, Tail, Via
+from models.tables import Base, MirrorState, Tail, Via
 from models.types import db_now, db_now_plus
 from worker.audit import Actor
 from worker.kinds.membership import Membership
@@ -106,7 +106,7 @@ def fill(engine: Engine, members: int, days: int = 0) -> None:
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
         if days:
-            indexes = {str(index.name): ", ".join(index.columns.keys()) for index in Change.__table__.indexes}
+            indexes = {str(index.name): ", ".join(index.columns.keys()) for index in Base.metadata.tables["changes"].indexes}
             for name in indexes:
                 tx.exec_driver_sql(f"DROP INDEX {name}")
             tx.exec_driver_sql(_changes(kind, members, days))

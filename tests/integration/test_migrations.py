@@ -41,7 +41,7 @@ def test_file_names_begin_with_their_revision_and_sort_in_order() -> None:
 
 
 def test_migrations_at_once_wait_for_each_other(empty_url: str, engine: Engine) -> None:
-    engines = [open_engine(empty_url) for _ in range(3)]
+    engines = [open_engine(empty_url, lock_timeout_ms=100) for _ in range(3)]
     with ThreadPoolExecutor() as threads:
         list(threads.map(upgrade, engines))
     for opened in engines:

@@ -134,8 +134,7 @@ def _database(engine: Engine) -> Iterator[Check]:
 def _pinned(changed: list[str]) -> Check:
     """Check that what a connection sets at its start, such as its time-outs, holds in later transactions."""
     if changed:
-        remedy = "use the pooler in session mode, or connect directly (docs/deploy, PostgreSQL)"
-        return _failure("database settings", f"not kept: {', '.join(changed)}", remedy)
+        return _failure("database settings", f"not kept: {', '.join(changed)}", database.POOLER_REMEDY)
     return _ok("database settings", "encoding, time zone, isolation and time-outs hold in each transaction")
 
 
