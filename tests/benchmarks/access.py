@@ -106,7 +106,9 @@ def fill(engine: Engine, members: int, days: int = 0) -> None:
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
         if days:
-            indexes = {str(index.name): ", ".join(index.columns.keys()) for index in Base.metadata.tables["changes"].indexes}
+            indexes = {
+                str(index.name): ", ".join(index.columns.keys()) for index in Base.metadata.tables["changes"].indexes
+            }
             for name in indexes:
                 tx.exec_driver_sql(f"DROP INDEX {name}")
             tx.exec_driver_sql(_changes(kind, members, days))

@@ -23,6 +23,7 @@ from worker.bootstrap import Services
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
 from worker.mirror.role_map import adopt
+from worker.reports.access import ACTIVE
 
 TOKEN = "reader-token-0123456789"
 DASHBOARD = {"actor": {"id": "user_boss", "name": "Bea", "source": "dashboard"}}
@@ -260,6 +261,29 @@ def test_command_and_page_as_workos(late: FlaskClient, engine: Engine, set_envir
     sign_in(late)
     page = late.get(f"/ops/workspaces/{ORG}?at={minute(4)[:19]}&as=workos").get_data(as_text=True)
     assert "as WorkOS had it" in page and "user_boss" in page
+
+
+def test_explain_as_workos(late: FlaskClient, engine: Engine, set_environment: Callable[..., None]) -> None:
+    take(late, engine, made("organization_membership.deleted", 8, event_id="event_left"))
+    set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))
+    then, later = (report("explain", USER, "--at", minute(at), "--as-workos") for at in (4, 9))
+    names = ("access", "role", "since", "cause", "actor", "approximate", "why")
+    assert [[row[name] for name in names] for row in (*then["access"], *later["access"])] == [
+        [True, "admin", f"{minute(3)[:-5]}+00:00", "event event_promoted", "user_boss via dashboard", False, ACTIVE],
+        [
+            False,
+            None,
+            f"{minute(8)[:-5]}+00:00",
+            "event event_left",
+            None,
+            False,
+            "the membership was deleted in WorkOS",
+        ],
+    ]
+    assert [then["timeline"][-1]["by"], later["timeline"][-1]["by"]] == ["event_promoted", "event_left"]
+    assert report("explain", MEMBERSHIP, "--at", minute(4), "--as-workos")["objects"][0]["role"] == "admin"
+    assert report("explain", USER, "--at", minute(20), "--as-workos")["access"][0]["approximate"] is True
+    assert "needs --at" in run("explain", USER, "--as-workos", exit_code=2).stderr
 
 
 # Seats

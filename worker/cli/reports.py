@@ -25,13 +25,20 @@ INVITATIONS = (
     Column("expires_at"),
 )
 
+as_workos_option = click.option(
+    "--as-workos", is_flag=True, help="With --at: who had access as WorkOS had it, not as the mirror answered."
+)
+
+
+def _require_time(at: datetime | None, as_workos: bool) -> None:
+    if as_workos and at is None:
+        raise click.UsageError("--as-workos needs --at")
+
 
 @click.command()
 @options.organization_argument
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
-@click.option(
-    "--as-workos", is_flag=True, help="With --at: who had access as WorkOS had it, not as the mirror answered."
-)
+@as_workos_option
 @output.listing(
     Column("email", fit=Fit.CUT),
     Column("role"),
@@ -50,8 +57,7 @@ INVITATIONS = (
 )
 def members(out: output.Listing, organization: str, at: datetime | None, as_workos: bool) -> None:
     """List the people with access to a workspace, their roles, and (without --at) pending invitations."""
-    if as_workos and at is None:
-        raise click.UsageError("--as-workos needs --at")
+    _require_time(at, as_workos)
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
     engine = migrated_engine()
     found = listings.list_members(engine, lookup.organization_id(engine, organization), at, as_workos=as_workos)
@@ -110,6 +116,7 @@ ACCESS = (
     Column("actor", fit=Fit.WRAP),
     Column("role_cause", fit=Fit.WRAP),
 )
+ACCESS_AS_WORKOS = (*ACCESS[:-1], Column("approximate"), Column("changed_after"), Column("changed_before"))
 TIMELINE = (
     Column("at"),
     Column("what"),
@@ -170,17 +177,19 @@ BOOKKEEPING = {
 @click.command("explain")
 @click.argument("name", metavar="ID|EMAIL|NAME")
 @options.time("--at", f"Show the state at {options.THIS_TIME}, and what happened until then.")
+@as_workos_option
 @options.as_json
-def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
+def explain_command(name: str, at: datetime | None, as_workos: bool, as_json: bool) -> None:
     """Show the history of an object or a person, with reasons.
 
     NAME is the name or external id of a workspace. For a person, also lists each workspace, whether they have access to
     it, since when and why.
     """
+    _require_time(at, as_workos)
     engine = migrated_engine()
-    history = explain.explain(engine, name, at)
+    history = explain.explain(engine, name, at, as_workos=as_workos)
     if history is None and (workspace := lookup.find_organization(engine, name)):
-        history = explain.explain(engine, workspace, at)
+        history = explain.explain(engine, workspace, at, as_workos=as_workos)
     found = known(history, f"there is no object, event or person {name} in the mirror")
     if as_json:
         output.json(found)
@@ -189,7 +198,7 @@ def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
         if place:
             click.echo()
         output.record(_without_bookkeeping(item) if output.on_terminal() else item)
-    output.section("Access", ACCESS, found["access"], lead=2)
+    output.section("Access", ACCESS_AS_WORKOS if as_workos else ACCESS, found["access"], lead=2)
     output.section("Bounded answers are stale", UNCERTAIN, found["uncertain"])
     output.section("Auto-join", AUTO_JOIN, found["auto_join"])
     output.section("Joins by domain", JOINS, found["joins"])

@@ -1,5 +1,7 @@
 """Who has access to which workspace, which domains auto-join, and which invitations block, each with the reason."""
 
+from datetime import datetime
+
 from sqlalchemy import ColumnElement, Connection, case, exists, func, select
 
 from models.rows import all_rows
@@ -23,7 +25,8 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER
 from worker.mirror import auto_join
-from worker.reports.past import Moment, members, states
+from worker.reports.past import CAUSE, Moment, members, states
+from worker.reports.past_workos import History, histories_of, members_as_workos, with_missing_events
 
 MAX_CHANGES = 500
 """Maximum number of a membership's changes searched for the cause of its access and role."""
@@ -31,6 +34,8 @@ DELETED = {
     DeletedBy.EVENT: "was deleted in WorkOS",
     DeletedBy.RESYNC: "no longer exists in WorkOS (found by a resync)",
 }
+ACTIVE = "active membership; neither the person nor the workspace is deleted"
+"""Why a person has access."""
 WHY_NOT = {
     AutoJoinState.PENDING: "{}",
     AutoJoinState.VERIFIED: "",
@@ -76,13 +81,70 @@ def access_of(tx: Connection, *which: ColumnElement[bool], moment: Moment | None
             "access": row["id"] in with_access,
             "role": with_access.get(row["id"]),
             "workos_role": row["workos_role"],
-            "why": "active membership; neither the person nor the workspace is deleted"
-            if row["id"] in with_access
-            else _why_not(row),
+            "why": ACTIVE if row["id"] in with_access else _why_not(row),
             **_causes(tx, row["id"], moment),
         }
         for row in memberships
     ]
+
+
+def access_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool]) -> list[Record]:
+    """Return the rows of `access_of` as WorkOS had it at an aware time, sorted by workspace name and membership id.
+
+    `since` is WorkOS's time of the last change, by `cause` and `actor`. Each row also has `approximate`,
+    `changed_after` and `changed_before`, as those of `members_as_workos`, whose errors this raises.
+    """
+    columns = (Membership.organization_id, Membership.user_id)
+    found = tx.execute(select(Membership.id, *columns).where(*which)).all()
+    ids, workspaces, people = (set(filter(None, each)) for each in zip(*found, strict=True)) if found else ((),) * 3
+    members = {row["membership_id"]: row for row in members_as_workos(tx, at, Membership.user_id.in_(people))}
+    own, of_workspaces, of_people = (
+        histories_of(tx, kind, some) for kind, some in ((MEMBERSHIP, ids), (ORGANIZATION, workspaces), (USER, people))
+    )
+    rows = []
+    for id, workspace_id, user_id in found:
+        content = own[id].content(at, early=False) or (own[id].content(at, early=True) if id in members else None)
+        if content is None:
+            continue  # it did not exist yet
+        workspace, person = (
+            history.content(at, early=False) if history else None
+            for history in (of_workspaces.get(workspace_id), of_people.get(user_id))
+        )
+        state = {"status": content["status"], "user_known": person, "organization_known": workspace}
+        for name, each in (("", content), ("user_", person), ("organization_", workspace)):
+            state[f"{name}deleted_by"] = DeletedBy.EVENT if each and each["state"] == "deleted" else None
+        member = members.get(id) or _last_change(own[id], at)
+        rows.append(
+            {
+                "organization_id": workspace_id,
+                "workspace_name": workspace and workspace["name"],
+                "membership_id": id,
+                "user_id": user_id,
+                "access": id in members,
+                "role": member.get("role"),
+                "workos_role": content["workos_role"],
+                "why": ACTIVE if id in members else _why_not(state),
+                "since": member["changed_at"],
+                "cause": cause_of(member),
+                "actor": actor_of(member),
+                **{name: member[name] for name in ("approximate", "changed_after", "changed_before")},
+            }
+        )
+    complete = with_missing_events(tx, at, rows)
+    return sorted(complete, key=lambda row: (row["workspace_name"] or "", row["membership_id"]))
+
+
+def _last_change(membership: History, at: datetime) -> Record:
+    """Return when and by what a membership that gives no access last changed, with the columns of a member's row."""
+    last = membership.last_change(at)
+    between = [step for step in (last, *membership.uncertain(at)) if step and step.earliest != step.latest]
+    return {
+        **(last.cause if last else dict.fromkeys(CAUSE)),
+        "changed_at": last and last.latest,
+        "approximate": bool(membership.uncertain(at)),
+        "changed_after": min((step.earliest for step in between), default=None),
+        "changed_before": max((step.latest for step in between), default=None),
+    }
 
 
 def _why_not(row: Record) -> str:

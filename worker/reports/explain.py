@@ -4,7 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, exists, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    SQLColumnExpression,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+)
 
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
@@ -35,8 +47,16 @@ from worker.kinds.organization import ORGANIZATION
 from worker.kinds.saml_certificate import SAML_CERTIFICATE, SamlCertificate
 from worker.kinds.user import USER, User
 from worker.mirror.uncertainty import ANY
-from worker.reports.access import access_of, actor_of, domain_states, invitation_states, uncertain_answers
+from worker.reports.access import (
+    access_as_workos,
+    access_of,
+    actor_of,
+    domain_states,
+    invitation_states,
+    uncertain_answers,
+)
 from worker.reports.past import Moment, moment_of, states
+from worker.reports.past_workos import histories_of
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""
@@ -71,7 +91,7 @@ class Object(NamedTuple):
     id: str
 
 
-def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | None:
+def explain(engine: Engine, name: str, at: datetime | None = None, *, as_workos: bool = False) -> Record | None:
     """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
     `name` is a WorkOS id, or in any spelling a person's current e-mail address or that of an invitation. The id of an
@@ -84,7 +104,9 @@ def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | N
     are aware, in UTC.
 
     With `at`, `objects` and `access` are as the mirror answered then, and the timeline ends there; what changes with
-    time or by settings is left out: `uncertain`, `auto_join`, `joins`, `invitations` and `sessions` are empty.
+    time or by settings is left out: `uncertain`, `auto_join`, `joins`, `invitations` and `sessions` are empty. With
+    `as_workos` too, `objects` and `access` are as WorkOS had them then (`worker.reports.access.access_as_workos`), and
+    the timeline is in the order of WorkOS's times.
 
     Raises:
         FutureTimeError: `at` has not come yet.
@@ -96,16 +118,20 @@ def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | N
         if not objects:
             return None
         found = _with_related(tx, objects)
-        timeline, truncated = _timeline(tx, found, moment)
+        timeline, truncated = _timeline(tx, found, moment, as_workos=as_workos)
         memberships, domains, users, invitations = (
             [id for kind, id in found if kind is k] for k in (MEMBERSHIP, DOMAIN, USER, INVITATION)
         )
         if moment is not None:
             domains = users = invitations = []
-        access = access_of(tx, Membership.id.in_(memberships), moment=moment) if memberships else []
+        which = Membership.id.in_(memberships)
+        if not memberships:
+            access = []
+        else:
+            access = access_as_workos(tx, at, which) if at and as_workos else access_of(tx, which, moment=moment)
         joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
-            "objects": [_row(tx, one, moment) for one in objects],
+            "objects": [_row_as_workos(tx, one, at) if at and as_workos else _row(tx, one, moment) for one in objects],
             "access": access,
             "uncertain": [] if moment else _uncertain(tx, objects, access),
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
@@ -188,13 +214,20 @@ def _row(tx: Connection, one: Object, moment: Moment | None) -> Record:
     return {"kind": one.kind.name, **(row or {"id": one.id})}
 
 
+def _row_as_workos(tx: Connection, one: Object, at: datetime) -> Record:
+    content = histories_of(tx, one.kind, [one.id])[one.id].content(at, early=False)
+    return {"kind": one.kind.name, "id": one.id, **(content or {})}
+
+
 # The timeline
 
 
-def _timeline(tx: Connection, objects: Sequence[Object], moment: Moment | None) -> tuple[list[Record], bool]:
+def _timeline(
+    tx: Connection, objects: Sequence[Object], moment: Moment | None, *, as_workos: bool
+) -> tuple[list[Record], bool]:
     """Return the steps of these objects up to a moment, in the order of processing, and whether older ones are omitted.
 
-    None is now.
+    None is now. With `as_workos`, the steps up to the moment by WorkOS's times, in their order.
     """
     ids = [id for _, id in objects]
     subjects = [(kind.name, id) for kind, id in objects]
@@ -208,8 +241,13 @@ def _timeline(tx: Connection, objects: Sequence[Object], moment: Moment | None) 
         return [] if moment is None else [column <= value]
 
     at, change_id = moment or (None, None)
-    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event), *until(Event.received_at, at)), Event.received_at)
-    changes = _newest(tx, select(Change.__table__).where(about(Change), *until(Change.id, change_id)), Change.id)
+    came: SQLColumnExpression[Any] = Event.received_at
+    changed = until(Change.id, change_id)
+    if as_workos:
+        came = func.coalesce(Event.occurred_at, Event.received_at)
+        changed = until(func.coalesce(Change.workos_at, Change.at), at)
+    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event), *until(came, at)), came)
+    changes = _newest(tx, select(Change.__table__).where(about(Change), *changed), Change.id)
     of_run = select(Drift.__table__, Run.created_at.label("at"), Run.dry_run).join(Run, Run.id == Drift.run_id)
     drift = _newest(tx, of_run.where(about(Drift), *until(Run.created_at, at)), Run.created_at)
     reads = _newest(tx, select(Read.__table__).where(about(Read), *until(Read.due_at, at)), Read.due_at)
@@ -224,9 +262,14 @@ def _timeline(tx: Connection, objects: Sequence[Object], moment: Moment | None) 
     steps += [_change_step(row, found) for row in changes if row["id"] not in explained]
     steps += [_drift_step(row) for row in drift if row["action"] != DriftAction.REPAIRED]
     steps += [_read_step(row) for row in reads]
+
+    def times(step: Record) -> tuple[datetime, datetime]:
+        processed, occurred = step["at"], step["occurred_at"] or step["at"]
+        return (occurred, processed) if as_workos else (processed, occurred)
+
     if moment is not None:
-        steps = [step for step in steps if step["at"] <= moment.at]  # an event may have been decided later
-    steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
+        steps = [step for step in steps if times(step)[0] <= moment.at]  # an event may have been decided later
+    steps.sort(key=times)
     return steps, max(len(events), len(changes)) >= MAX_STEPS
 
 

@@ -93,6 +93,10 @@ class History(NamedTuple):
             return base.content
         return self.steps[0].before if self.steps else self.now
 
+    def last_change(self, at: datetime) -> Step | None:
+        """Return the last change of access up to a time; None if it is not known."""
+        return max(self.changes(at), key=lambda step: step.latest, default=None)
+
     def uncertain(self, at: datetime) -> list[Step]:
         """Return the changes of which it is not known whether WorkOS had made them, if that decides about access."""
         if _decisive(self.content(at, early=False)) == _decisive(self.content(at, early=True)):
@@ -142,14 +146,18 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
     members: list[Record] = []
     for first in range(0, len(persons), BATCH):
         ids = _ids(tx, [row for rows in persons[first : first + BATCH] for row in rows])
-        histories = {kind: _histories(tx, kind, ids[kind]) for kind in KINDS}
+        histories = {kind: histories_of(tx, kind, ids[kind]) for kind in KINDS}
         members += _members(tx, role_maps(moment), at, histories)
+    return sorted(with_missing_events(tx, at, members), key=itemgetter("membership_id"))
+
+
+def with_missing_events(tx: Connection, at: datetime, members: Sequence[Record]) -> Iterator[Record]:
+    """Yield rows about memberships; those that an event may have changed that is not applied are approximate."""
     complete_to = tx.execute(select(Tail.complete_to)).scalar_one()
-    if complete_to is None or at > complete_to:  # events may be missing
+    if complete_to is None or at > complete_to:
         missing = {"approximate": True, "changed_after": complete_to, "changed_before": None}
         members = [row | missing for row in members]
-    members = list(_with_failed_events(tx, at, members))
-    return sorted(members, key=itemgetter("membership_id"))
+    yield from _with_failed_events(tx, at, members)
 
 
 def _with_failed_events(tx: Connection, at: datetime, members: Sequence[Record]) -> Iterator[Record]:
@@ -175,7 +183,7 @@ def _with_failed_events(tx: Connection, at: datetime, members: Sequence[Record])
 
 def workspace_as_workos(tx: Connection, at: datetime, organization_id: str) -> Record | None:
     """Return a row of the view `workspaces`, without `updated_at`, at a time as in `members_as_workos`; None: none."""
-    content = _histories(tx, ORGANIZATION, [organization_id])[organization_id].content(at, early=False)
+    content = histories_of(tx, ORGANIZATION, [organization_id])[organization_id].content(at, early=False)
     if content is None:
         return None
     created_at = content["created_at"]
@@ -200,7 +208,7 @@ def _ids(tx: Connection, memberships: Sequence[Record]) -> dict[Kind, set[str]]:
     }
 
 
-def _histories(tx: Connection, kind: Kind, ids: Collection[str]) -> dict[str, History]:
+def histories_of(tx: Connection, kind: Kind, ids: Collection[str]) -> dict[str, History]:
     """Return the histories of objects by id."""
     late: dict[str, list[Step]] = defaultdict(list)
     of_late = (LateVersion.kind == kind.name, is_any_of(tx, LateVersion.object_id, ids))
