@@ -453,6 +453,19 @@ def test_revoked_session_is_in_the_audit(one_session_stage: SessionStage, happen
     assert revocation(stage.engine)["state"] == "dropped" and revoked(stage.engine) == [1]
 
 
+def test_the_audit_names_who_ended_the_access(one_session_stage: SessionStage) -> None:
+    stage = one_session_stage
+    _, user, membership = stage.member_with_session()
+    stage.world.context = {"actor": {"id": "user_boss", "name": "Bea", "source": "dashboard"}}
+    stage.world.delete_membership(membership)
+    stage.settle()
+    [row] = [row for row in rows(stage.engine, Audit) if row["action"] == "revoke_sessions"]
+    assert (row["object_id"], row["details"]) == (
+        user,
+        {"sessions": 1, "because": f"membership {membership}", "actor_id": "user_boss", "actor_source": "dashboard"},
+    )
+
+
 def test_refused_session_is_not_counted(one_session_stage: SessionStage) -> None:
     stage = one_session_stage
     for status in (400, 404, 429):

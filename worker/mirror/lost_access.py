@@ -13,7 +13,18 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, case, or_, select,
 
 from models.bulk import dialect_insert, is_any_of
 from models.database import transactional
-from models.tables import SESSIONS_REVOKED, Action, DeletedBy, MirrorState, Revocation, RevocationState, Total, Via
+from models.rows import one_row
+from models.tables import (
+    SESSIONS_REVOKED,
+    Action,
+    Change,
+    DeletedBy,
+    MirrorState,
+    Revocation,
+    RevocationState,
+    Total,
+    Via,
+)
 from models.types import Record, db_now, inline_literal
 from worker import audit
 from worker.decision.decide import State
@@ -62,10 +73,17 @@ def settle(
     for row in rows:
         if row["sessions"]:
             about = {"kind": USER.name, "object_id": row["user_id"], "organization_id": row["organization_id"] or None}
-            because = f"{row['kind']} {row['object_id']}"
-            actor = audit.Actor(SETTING, Via.SETTINGS)
-            audit.note(tx, actor, Action.REVOKE_SESSIONS, **about, sessions=row["sessions"], because=because)
+            details = {"sessions": row["sessions"], "because": f"{row['kind']} {row['object_id']}"} | _origin(tx, row)
+            audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.REVOKE_SESSIONS, **about, **details)
     return rows
+
+
+def _origin(tx: Connection, revocation: RowMapping) -> Record:
+    """Return who ended the access at WorkOS, without the name, which would have to be erased."""
+    if revocation["event_id"] is None:
+        return {}
+    by_event = (Change.object_id == revocation["object_id"], Change.cause_id == revocation["event_id"])
+    return one_row(tx, select(Change.actor_id, Change.actor_source).where(*by_event).limit(1)) or {}
 
 
 def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:

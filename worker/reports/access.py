@@ -108,7 +108,7 @@ def access_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool]) 
             continue  # it did not exist yet
         workspace, person = (
             history.content(at, early=False) if history else None
-            for history in (of_workspaces.get(workspace_id), of_people.get(user_id))
+            for history in (of_workspaces.get(workspace_id or ""), of_people.get(user_id or ""))
         )
         state = {"status": content["status"], "user_known": person, "organization_known": workspace}
         for name, each in (("", content), ("user_", person), ("organization_", workspace)):
