@@ -284,6 +284,9 @@ def test_explain_as_workos(late: FlaskClient, engine: Engine, set_environment: C
     assert report("explain", MEMBERSHIP, "--at", minute(4), "--as-workos")["objects"][0]["role"] == "admin"
     assert report("explain", USER, "--at", minute(20), "--as-workos")["access"][0]["approximate"] is True
     assert "needs --at" in run("explain", USER, "--as-workos", exit_code=2).stderr
+    upgraded = update(MirrorState).values(late_versions_since=NOON + timedelta(minutes=2))
+    in_transaction(engine, lambda tx: tx.execute(upgraded))
+    assert "upgrade" in run("explain", ORG, "--at", minute(1), "--as-workos", exit_code=2).stderr
 
 
 # Seats

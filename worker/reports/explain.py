@@ -56,7 +56,7 @@ from worker.reports.access import (
     uncertain_answers,
 )
 from worker.reports.past import Moment, moment_of, states
-from worker.reports.past_workos import histories_of
+from worker.reports.past_workos import histories_of, moment_as_workos
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""
@@ -113,7 +113,7 @@ def explain(engine: Engine, name: str, at: datetime | None = None, *, as_workos:
         NotKeptError: `at` is too long ago.
     """
     with read_transaction(engine) as tx:
-        moment = None if at is None else moment_of(tx, at)
+        moment = None if at is None else (moment_as_workos if as_workos else moment_of)(tx, at)
         objects = _find(tx, name)
         if not objects:
             return None

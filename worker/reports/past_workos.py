@@ -42,7 +42,16 @@ from worker.kinds.role import ROLE, Role
 from worker.kinds.user import USER
 from worker.mirror.apply import recorded_state, stored_rows
 from worker.mirror.uncertainty import ANY
-from worker.reports.past import ACCESS_FIELDS, CAUSE, PREFIX, members_over, moment_of, recorded_column, role_maps
+from worker.reports.past import (
+    ACCESS_FIELDS,
+    CAUSE,
+    PREFIX,
+    Moment,
+    members_over,
+    moment_of,
+    recorded_column,
+    role_maps,
+)
 
 KINDS = (ORGANIZATION, USER, ROLE, MEMBERSHIP)
 """The kinds of objects that decide who has access."""
@@ -119,6 +128,21 @@ def _decisive(content: JsonObject | None) -> Any:
     return content and [content.get(name) for name in DECISIVE]
 
 
+def moment_as_workos(tx: Connection, at: datetime) -> Moment:
+    """Return the moment at an aware time, by WorkOS's clock.
+
+    Raises:
+        FutureTimeError: the time has not come yet, by the database's clock.
+        NotKeptError: what WorkOS had then cannot be reconstructed.
+    """
+    moment = moment_of(tx, at)
+    since = tx.execute(select(MirrorState.late_versions_since)).scalar_one()
+    if since is not None and at < since:
+        why = "because WorkOS's times were not recorded before the upgrade"
+        raise NotKeptError(f"{_iso(at)} is too long ago: the earliest time is {_iso(since)}, {why}")
+    return moment
+
+
 def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool]) -> list[Record]:
     """Return the rows of `workspace_members` at an aware time, by WorkOS's clock, sorted by membership id.
 
@@ -130,15 +154,9 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
     - `changed_after`, `changed_before`: the interval in which WorkOS changed the access, if a read found the change.
       If a failed event may have changed it: the time of that event, if known, and None.
 
-    Raises:
-        FutureTimeError: the time has not come yet, by the database's clock.
-        NotKeptError: what WorkOS had then cannot be reconstructed.
+    Raises as `moment_as_workos`.
     """
-    moment = moment_of(tx, at)
-    since = tx.execute(select(MirrorState.late_versions_since)).scalar_one()
-    if since is not None and at < since:
-        why = "because WorkOS's times were not recorded before the upgrade"
-        raise NotKeptError(f"{_iso(at)} is too long ago: the earliest time is {_iso(since)}, {why}")
+    moment = moment_as_workos(tx, at)
     columns = (Membership.id, Membership.organization_id, Membership.user_id)
     person = itemgetter("organization_id", "user_id")
     found = all_rows(tx, select(*columns).where(*which, Membership.revision > 0).order_by(*columns[1:]))
