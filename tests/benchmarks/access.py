@@ -58,8 +58,8 @@ FILL = {
     f"'org_' || n, 'd' || n || '.example', 'd' || n || '.example', 'verified', {LIVE}",
     "memberships": f"(id, organization_id, user_id, status, workos_roles, workos_role, role, {COMMON}) "
     f"SELECT 'om_' || n, 'org_' || {ORGANIZATION}, 'user_' || n, 'active', '[\"member\"]', 'member', 'member', {LIVE}",
-    "roles": f"(id, slug, permissions, {COMMON}) SELECT CASE WHEN n = 0 THEN 'member' ELSE 'role_' || n END, "
-    f"'role', '[\"permission_0\"]', {LIVE}",
+    "roles": f"(id, organization_id, slug, permissions, {COMMON}) SELECT CASE WHEN n = 0 THEN 'member' ELSE 'org_' "
+    f"|| n || '/own' END, CASE WHEN n > 0 THEN 'org_' || n END, 'own', '[\"permission_0\"]', {LIVE}",
     "permissions": f"(id, resource_type, {COMMON}) SELECT 'permission_' || n, 'organization', {LIVE}",
     "joins": "(organization_id, user_id, state, cause, cause_id) SELECT 'org_' || n, 'user_' || (n * {each}), "
     "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",

@@ -52,6 +52,8 @@ OBJECTS = {"membership_id": MEMBERSHIP.name, "user_id": USER.name, "organization
 """Column of `workspace_members` → kind of the object that decides about the access."""
 ACCESS_FIELDS = ("state", "status", "role")
 """The fields of these objects that decide."""
+LATER, FIRST = (Change.__table__.alias(name) for name in ("later", "first"))
+"""Made once: making an alias takes longer than a query."""
 CAUSE = ("changed_at", "cause", "cause_id", "actor_id", "actor_name", "actor_source")
 """The columns that `with_causes` adds."""
 
@@ -114,15 +116,14 @@ def states(kind: Kind, moment: Moment | None, *which: ColumnElement[bool], name:
     name = f"{PREFIX}{name or kind.table.__tablename__}"
     if moment is None:
         return select(table).where(*which).cte(name)
-    later = aliased(Change)
-    joined = table.outerjoin(later, later.id == _first_after(moment, kind.name, table.c.id))
-    unchanged = later.id.is_(None)
-    deleted = later.before["state"].as_string() == "deleted"
+    joined = table.outerjoin(LATER, LATER.c.id == _first_after(moment, kind.name, table.c.id))
+    unchanged = LATER.c.id.is_(None)
+    deleted = LATER.c.before["state"].as_string() == "deleted"
     deleted_by = case((unchanged, table.c.deleted_by), (deleted, literal(DeletedBy.EVENT)), else_=null())
     columns = (table.c[column] for column in kind.columns)
-    content = [case((unchanged, own), else_=recorded_column(own, later.before)).label(own.name) for own in columns]
+    content = [case((unchanged, own), else_=recorded_column(own, LATER.c.before)).label(own.name) for own in columns]
     query = select(table.c.id, deleted_by.label("deleted_by"), *content).select_from(joined)
-    existed = or_(unchanged, later.before.is_not(None))
+    existed = or_(unchanged, LATER.c.before.is_not(None))
     return query.where(existed, *which).cte(name)
 
 
@@ -132,7 +133,7 @@ def _first_after(moment: Moment, kind: str, object_id: Any) -> Any:
     Written so that it can use no other index than that of the object: PostgreSQL underestimates the number of changes
     after an id, because most were made since it last counted them.
     """
-    change = aliased(Change)
+    change = FIRST.c
     later = tuple_(change.object_id, change.id) > tuple_(object_id, literal(moment.change_id))
     first = func.min(change.id).filter(change.kind == kind)
     return select(first).where(change.object_id == object_id, later).scalar_subquery()
@@ -163,9 +164,8 @@ def _siblings(moment: Moment, *which: ColumnElement[bool]) -> CTE:
 
 def role_maps(moment: Moment) -> CTE:
     """Return the table `mirror` with the role map at a moment."""
-    later = aliased(Change)
-    joined = MirrorState.__table__.outerjoin(later, later.id == _first_after(moment, ROLE_MAP, literal(SETTING)))
-    role_map = case((later.id.is_(None), MirrorState.role_map), else_=later.before["roles"])
+    joined = MirrorState.__table__.outerjoin(LATER, LATER.c.id == _first_after(moment, ROLE_MAP, literal(SETTING)))
+    role_map = case((LATER.c.id.is_(None), MirrorState.role_map), else_=LATER.c.before["roles"])
     return select(role_map.label("role_map")).select_from(joined).cte(f"{PREFIX}mirror")
 
 
