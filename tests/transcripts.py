@@ -26,6 +26,7 @@ COMMANDS = (
     "workspaces --without-admin",
     "members {organization}",
     "members {organization} --at 0s",
+    "members --since 1h",
     "explain {email}",
     "explain {organization}",
     "events list --limit 30",

@@ -54,12 +54,13 @@ def _describe_foreign(_logger: WrappedLogger, _method: str, fields: EventDict) -
     return fields
 
 
-def configure(log_format: Literal["json", "console"] | None) -> None:
+def configure(log_format: Literal["json", "console"] | None, *, brief: bool = False) -> None:
     """Send all log lines of this process, including those of libraries, to standard error in one format.
 
-    None means `console` on a terminal and `json` elsewhere.
+    None means `console` on a terminal and `json` elsewhere. With `brief`, a terminal shows only warnings and errors.
     """
     on_terminal = sys.stderr.isatty()
+    level = logging.WARNING if brief and on_terminal else logging.INFO
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -76,7 +77,7 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
     structlog.configure(
         processors=[*shared, *renderer],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,  # tests configure a process more than once
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -88,7 +89,7 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     # At level INFO these libraries log every job, connection and call.
     for noisy in ("rq.worker", "alembic.runtime.migration", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -189,4 +189,4 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: 
 def run_forget(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
     """A function that runs `workos-sync forget` on the test's database."""
     set_environment(DATABASE_URL=db_url)
-    return lambda *arguments: CliRunner().invoke(main, ["forget", *arguments])
+    return lambda *arguments: CliRunner().invoke(main, ["forget", "--yes", "--reason", "ticket 7", *arguments])

@@ -214,13 +214,14 @@ def test_status_with_problems_lists_them_and_exits_1(story: JSON) -> None:
     assert (shown["pending"], shown["failed"], shown["workers"]) == (0, 1, 0)
     assert shown["mirror"]["state"] == "backfilling"
     wrong = {problem.split(":")[0] for problem in shown["problems"]}
+    waiting = "1 job waits in the lane drain, which has no worker"
     assert wrong == {
-        "no worker is running",
-        "1 job waits in the lane drain, which has no worker",
+        f"no worker is running (therefore {waiting}; the mirror was never filled)",
         "the clock has never run",
         "1 event failed",
-        "the mirror was never filled",
     }
+    because_of = {each["name"]: each["because_of"] for each in shown["conditions"] if each["because_of"]}
+    assert because_of == dict.fromkeys(("queued_without_worker", "backfilling"), "no_worker")
     assert "no worker is running" in run("status", exit_code=1).stdout
 
 
@@ -241,7 +242,7 @@ def test_status_reports_an_unfilled_mirror_unless_a_resync_is_running(
     shown = report("status", exit_code=1)
     assert shown["runs"] == [f"resync {run_id}, queued, list, requested by ann"]
     assert not any("never filled" in problem for problem in shown["problems"])
-    assert any(f"runs show {run_id}" in problem for problem in shown["problems"])
+    assert any(f"runs show {run_id}" in each["remedy"] for each in shown["conditions"])
     ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500"}
     in_transaction(engine, lambda tx: tx.execute(update(Run).values(ended)))
     shown = report("status", exit_code=1)
@@ -316,10 +317,10 @@ def test_runs_list_and_show(engine: Engine) -> None:
 def test_runs_show_of_a_catch_up_does_not_mention_drift(engine: Engine) -> None:
     run_id = in_transaction(engine, create, Task.CATCH_UP, "ann")
     shown = run("runs", "show", run_id).stdout
-    assert "catch_up" in shown and "running" in shown and "drift" not in shown
+    assert "catch-up" in shown and "running" in shown and "drift" not in shown
     [row] = report("runs", "list")
     assert row["phase"] == ""
-    assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, queued, requested by ann"]
+    assert report("status", exit_code=1)["runs"] == [f"catch-up {run_id}, queued, requested by ann"]
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

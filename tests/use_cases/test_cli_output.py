@@ -1,6 +1,7 @@
 """The command line: what lists and reports look like on terminals of several widths, piped, and as JSON."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import update
 
-from models.database import open_engine
+from models.database import in_transaction, open_engine
+from models.tables import Event
 from tests.support import JSON, commands
 from tests.support.cli import on_terminal, run
 from tests.support.filled import ERROR, fill
@@ -117,6 +120,15 @@ def test_identical_errors_of_a_hook_are_shown_once(ids: JSON) -> None:
     text = on_terminal("hooks", "failed", exit_code=1)
     assert "5 failed deliveries" in text and text.count(ERROR.split("\n")[1]) == 1
     assert len(run("hooks", "failed", exit_code=1).stdout.splitlines()) == 6
+
+
+def test_events_that_failed_alike_are_shown_once_with_traceback_and_workspaces(ids: JSON) -> None:
+    engine = open_engine(os.environ["DATABASE_URL"])
+    failed = Event.status == "failed"
+    in_transaction(engine, lambda tx: tx.execute(update(Event).where(failed).values(traceback=ERROR)))
+    text = on_terminal("events", "failures", exit_code=1)
+    assert text.count(ERROR.split("\n")[1]) == 2 and re.search(r"events +3\n", text) and "workspaces  org_" in text
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("command", "verdict"), [("status", "PROBLEM: Mirror is"), ("doctor", "FAILURE: ")])

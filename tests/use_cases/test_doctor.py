@@ -296,6 +296,14 @@ def test_register_creates_an_endpoint_and_prints_its_secret_once(sandbox: Sandbo
     assert len(sandbox.deliveries.endpoints) == 1
 
 
+def test_rotation_names_the_old_endpoint_and_prints_json(sandbox: Sandbox) -> None:
+    ((old, first),) = ((row["id"], row["secret"]) for row in json.loads(run("register", URL, "--json").stdout))
+    assert first == sandbox.deliveries.endpoints[old].secret
+    assert f"workos-sync endpoints delete {old} --reason" in run("register", URL, "--rotate").stdout
+    again = json.loads(run("register", URL, "--json").stdout)
+    assert [(row["changes"], row["secret"]) for row in again] == [([], None), ([], None)]
+
+
 def test_register_prints_the_secret_under_whatever_name(sandbox: Sandbox) -> None:
     sandbox.faults.answer(
         path="/webhook_endpoints", method="POST", status=201, body=b'{"signing_secret": "whsec_once"}'

@@ -204,7 +204,13 @@ CASES = {
     "events list": [Case(0, ""), Case(2, "--status nonsense"), Case(2, "--limit 0")],
     "events show": [Case(0, "{event}"), Case(1, "event_none"), Case(2, "")],
     "explain": [Case(0, "{user}"), Case(1, "user_none"), Case(2, "")],
-    "forget": [Case(0, "{gone}"), Case(1, "user_none"), Case(1, "{user}"), Case(2, "")],
+    "forget": [
+        Case(0, "{gone} --yes --reason x"),
+        Case(1, "user_none --yes --reason x"),
+        Case(1, "{user} --yes --reason x"),
+        Case(2, "{gone} --reason x"),
+        Case(2, "{gone} --yes"),
+    ],
     "hooks dismiss": [*HOOK_CASES, Case(2, "sessions"), Case(2, "sessions --change nonsense")],
     "hooks failed": [
         Case(0, ""),

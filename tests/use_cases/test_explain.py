@@ -154,7 +154,10 @@ def test_domain_that_does_not_auto_join_has_a_reason(one_engine: Engine) -> None
     rival = {"id": "org_domain_rival", "organization_id": "org_rival", "domain": "ACME.example", "state": "verified"}
     deliver(one_engine, [made("organization_domain.created", 2, **rival)])
     (state,) = explained(one_engine, name)["auto_join"]
-    assert not state["auto_join"] and state["why"] == "in conflict: also verified by org_rival"
+    assert not state["auto_join"] and state["why"] == "in conflict: also verified by Rival (org_rival)"
+    deliver(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
+    of_person = explained(one_engine, "ann@acme.example")["auto_join"]
+    assert {row["id"] for row in of_person} == {name, "org_domain_rival"} and state in of_person
 
 
 def test_public_mail_provider_never_auto_joins(both_engines: Engine) -> None:

@@ -117,7 +117,7 @@ def test_failed_delivery_is_retried_and_others_continue(
     assert waiting(one_engine) == {}
 
 
-def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
+def test_exhausted_delivery_waits_for_a_replay(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     host.fails = {"user_1"}
     apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host,
     assert waiting(one_engine) == {first: "failed", second: "pending"}
     listed = operate.deliveries(one_engine, status=DeliveryStatus.FAILED)
     assert [row["error"] for row in listed] == ["HookError: answered 503"]
-    assert "in __call__" in listed[0]["traceback"] and listed[0]["attempts"] == 2
+    assert listed[0]["traceback"] is None and listed[0]["attempts"] == 2
     host.fails = set()
     follow()
     assert host.ids() == [second]

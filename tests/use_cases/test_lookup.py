@@ -56,5 +56,8 @@ def test_names_of_workspaces_and_people(set_environment: Callable[..., None], db
 
     blocked = run("auto-join", "block", "customer-1", "ada.hopper@xn--bcher-kva.example", "--reason", "x").stdout
     assert blocked == f"{USER} can no longer join {ORG} by domain\n"
-    assert report("forget", "BOB@acme.example")["user"] == "user_gone"
-    assert "no person 'nobody@x.example'" in run("forget", "nobody@x.example", exit_code=1).stderr
+    assert report("forget", "BOB@acme.example", "--yes", "--reason", "x")["user"] == "user_gone"
+    assert (
+        "no person 'nobody@x.example'"
+        in run("forget", "nobody@x.example", "--yes", "--reason", "x", exit_code=1).stderr
+    )

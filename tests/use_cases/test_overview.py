@@ -15,6 +15,7 @@ from tests.support import accept, apply_all, made, sign
 from tests.support.ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.inbox.store import TEST_TYPE
 from worker.reports.arrivals import BARS, Arrivals, Range
 
 
@@ -32,13 +33,14 @@ def ann(services: Services) -> FlaskClient:
 
 def receive(services: Services, number: int, seconds_ago: float, **values: Any) -> None:
     """Add events to the inbox that arrived some time ago."""
-    rows = [{"id": f"event_{seconds_ago}_{n}", "type": "user.updated", "source": "webhook"} for n in range(number)]
-    common = {"status": "done", "received_at": db_now_plus(-seconds_ago)} | values
+    rows = [{"id": f"event_{seconds_ago}_{n}", "source": "webhook"} for n in range(number)]
+    common = {"type": "user.updated", "status": "done", "received_at": db_now_plus(-seconds_ago)} | values
     in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(common), rows))
 
 
 def test_chart_counts_arrivals_failures_and_refusals(services: Services, ann: FlaskClient) -> None:
     receive(services, 3, 1800)
+    receive(services, 2, 1700, type=TEST_TYPE)  # not counted
     receive(services, 2, 7200, status="failed")
     receive(services, 4, 3 * 86400)
     receive(services, 5, 8 * 86400)
@@ -66,3 +68,4 @@ def test_overview_names_pages_and_not_commands(services: Services, ann: FlaskCli
     page = ann.get("/ops/").get_data(as_text=True)
     assert '<a href="/ops/failures"><strong>1 event failed</strong></a>' in page
     assert "Review the failures" in page and "workos-sync events failures" not in page
+    assert "Therefore: " in page and page.count("the mirror was never filled") == 1

@@ -1,6 +1,8 @@
 """`workos-sync resync`: input, output and exit codes."""
 
+import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.progress import Progress
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction, open_engine
@@ -15,6 +18,7 @@ from models.tables import Event, MirrorState, Run
 from models.types import db_now_plus
 from tests.support import differences, rows
 from tests.support.actors import by
+from tests.support.cli import Terminal
 from tests.support.resync import (
     CLIENT_ID,
     MEMBERSHIPS,
@@ -234,6 +238,28 @@ def test_interrupted_resync_is_resumed_by_the_same_command(equal: Engine, sandbo
     again = run()
     assert len([row for row in rows(equal, Run) if row["task"] == "resync"]) == 2
     assert "no drift" in again.stdout
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_catch_up_shows_its_progress_and_what_continues_after_ctrl_c(
+    equal: Engine, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    def press_ctrl_c(*_: object, **_values: object) -> None:
+        raise KeyboardInterrupt
+
+    if interrupted:
+        monkeypatch.setattr(Progress, "update", press_ctrl_c)  # which shows that a page was read
+    sandbox.knobs.hold_back = 0.0
+    screen = Terminal()
+    streams = contextlib.redirect_stderr(screen), contextlib.redirect_stdout(screen)
+    with streams[0], streams[1], pytest.raises(SystemExit) as ended:
+        main.main(["catch-up", "--since", "1d"], prog_name="workos-sync")
+    shown = screen.getvalue()
+    assert ended.value.code == int(interrupted), shown
+    continues = "interrupted. The events read so far are in the inbox; for the rest, run it again"
+    assert (continues in shown, "all events from" in shown) == (interrupted, not interrupted)
+    assert interrupted or re.search(r"[1-9]\d* events read +\d+/s", shown)
+    assert len(rows(equal, Event)) >= len(sandbox.world.events)
 
 
 def test_second_resync_while_one_is_running_is_refused(equal: Engine) -> None:

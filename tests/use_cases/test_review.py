@@ -17,7 +17,7 @@ from models.tables import Action, Audit, Change, MirrorState, Run, Tail
 from models.types import db_now_plus
 from tests.support import made, rows
 from tests.support.actors import by
-from tests.support.cli import run
+from tests.support.cli import report, run
 from tests.support.mirror import ORG, take
 from worker.repair.resync.resync import start
 
@@ -78,6 +78,20 @@ def test_a_review_lists_access_and_the_changes_since_the_previous_review(mirror:
     assert promoted["actor"] == "Bea (user_boss) via dashboard" and promoted["changed_at"] > first["as_of"]
     assert left["cause"] == "event event_left"
     assert changed(read()) == [(id, role, role, "none") for id, role, _, _ in changed(second) if role]
+
+
+def test_members_since_a_time_are_those_whose_access_changed(mirror: Callable[..., None]) -> None:
+    mirror(*changes())
+    found = {row["user_id"]: row for row in report("members", "--since", "1h")}
+    assert {id: row["change"] for id, row in found.items()} == {
+        "user_1": "changed",
+        "user_2": "lost",
+        "user_4": "gained",
+    }
+    assert (found["user_2"]["previous_role"], found["user_2"]["cause"]) == ("member", "event event_left")
+    assert report("members", ORG, "--since", "1h") == list(found.values())
+    assert "nobody gained, lost or changed access" in run("members", "--since", "0s").stderr
+    assert "Missing argument 'ORGANIZATION'" in run("members", exit_code=2).stderr
 
 
 def test_scope_and_times_of_a_review(mirror: Callable[..., None]) -> None:

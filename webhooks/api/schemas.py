@@ -289,6 +289,7 @@ class Condition(BaseModel):
     runbook: str
     page: str
     doubts_mirror: bool
+    because_of: str | None
 
 
 class Status(BaseModel):

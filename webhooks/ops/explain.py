@@ -1,20 +1,24 @@
 """The page that explains an object: what decides about it, and its timeline."""
 
 from flask import Blueprint, abort, render_template, request
+from sqlalchemy import Engine
 from werkzeug.datastructures import MultiDict
 
 from models.types import Record
 from webhooks.ops.shared import row_id
 from worker.bootstrap import Services
+from worker.reports import listings
 from worker.reports.explain import explain
 
-STEPS = 20
+STEPS = 10
 """Steps of the timeline on a page."""
 TECHNICAL = {
     *("id", "kind", "revision", "erased", "column_versions", "email_normalized", "email_domain", "normalized"),
     *("event_at", "event_id", "touched_at", "deleted_by"),
 }
 """Columns that say how the mirror works and not what it mirrors. The page folds them."""
+ABOUT_WORKSPACES = ("uncertain", "auto_join", "joins", "invitations", "sessions")
+"""Parts of the explanation whose rows name a workspace."""
 LABELS = ("email", "name", "domain", "slug")
 """Columns by which people know an object."""
 
@@ -37,7 +41,7 @@ def add(routes: Blueprint, services: Services) -> None:
             name=name,
             found=found,
             title=next(filter(None, map(_label, found["objects"])), name),
-            about=_descriptions(found),
+            about=_descriptions(services.engine, found),
             technical=TECHNICAL,
             steps=newest_first[start : start + STEPS],
             first=start + 1,
@@ -56,12 +60,16 @@ def _label(row: Record) -> str | None:
     return next((row[name] for name in LABELS if row.get(name)), None)
 
 
-def _descriptions(found: Record) -> dict[str, str]:
-    """Return, by id, what people call the objects of the timeline. Others have no entry."""
+def _descriptions(engine: Engine, found: Record) -> dict[str, str]:
+    """Return, by id, what people call the objects of the page. Others have no entry."""
     named = {row["id"]: _label(row) for row in (*found["objects"], *found["auto_join"], *found["invitations"])}
     memberships = {
         row["membership_id"]: f"membership in {row['workspace_name']}"
         for row in found["access"]
         if row["workspace_name"]
     }
-    return {id: label for id, label in named.items() if label} | memberships
+    workspaces = {
+        row["organization_id"]: row["workspace_name"]
+        for row in listings.named(engine, [row for part in ABOUT_WORKSPACES for row in found[part]])
+    }
+    return {id: label for id, label in (workspaces | named).items() if label} | memberships

@@ -3,7 +3,7 @@
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from webhooks.ops.lists import PAGE, chosen_page, shown_at
+from webhooks.ops.lists import GROUPS, chosen, chosen_page, shown_at
 from webhooks.ops.shared import actor, ask_for_reason, chosen_change, row_id
 from worker.bootstrap import Services
 from worker.hooks import operate
@@ -16,16 +16,16 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/hooks")
     def hooks_page() -> str:
-        hook, status = request.args.get("hook", ""), request.args.get("status") or None
-        groups = [] if hook else operate.failures(engine, PAGE + 1)
+        hook, filters = request.args.get("hook", ""), chosen("status", "fingerprint")
+        groups = [] if hook else operate.failures(engine, GROUPS + 1)
         return render_template(
             "ops/hooks.html",
             hooks=operate.hook_status(engine, names),
-            groups=groups[:PAGE],
-            more=len(groups) > PAGE,
+            groups=groups[:GROUPS],
+            more=len(groups) > GROUPS,
             hook=hook,
-            status=status,
-            page=listings.deliveries_page(engine, hook, chosen_page(row_id), status=status) if hook else None,
+            **filters,
+            page=listings.deliveries_page(engine, hook, chosen_page(row_id), **filters) if hook else None,
         )
 
     @routes.post("/hooks/<id:name>/replay")

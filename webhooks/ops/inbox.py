@@ -5,7 +5,7 @@ from sqlalchemy import Engine
 from werkzeug import Response
 
 from models.tables import EventStatus
-from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period, shown_at, with_workspace
+from webhooks.ops.lists import GROUPS, chosen, chosen_page, chosen_period, shown_at, with_workspace
 from webhooks.ops.shared import actor, ask_for_reason, start_run
 from worker.audit import Actor
 from worker.bootstrap import Services
@@ -79,8 +79,8 @@ def _add_failures(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/failures")
     def failures() -> str:
-        groups = listings.failures(services.engine, PAGE + 1)
-        return render_template("ops/failures.html", groups=groups[:PAGE], more=len(groups) > PAGE)
+        groups = listings.failures(services.engine, GROUPS + 1)
+        return render_template("ops/failures.html", groups=groups[:GROUPS], more=len(groups) > GROUPS)
 
     @routes.post("/failures/<id:fingerprint>/replay")
     def replay_failures(fingerprint: str) -> Response:

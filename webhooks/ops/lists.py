@@ -14,6 +14,8 @@ from worker.times import TIME_FORMS, parse_time
 
 PAGE = 20
 """Rows of a page: as many cards are still readable on a phone."""
+GROUPS = 10
+"""Groups of failures on a page."""
 PAGING = ("after", "before")
 
 

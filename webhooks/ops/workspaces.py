@@ -1,18 +1,20 @@
 """Pages of workspaces: their list, and the lists of one of them."""
 
+from io import BytesIO
 from typing import Any
 
-from flask import Blueprint, abort, render_template, request
+from flask import Blueprint, abort, render_template, request, send_file
 from sqlalchemy import Engine
 from werkzeug import Response
 
 from models.database import read_transaction
 from webhooks.ops.lists import chosen, chosen_page
-from webhooks.ops.shared import chosen_time, row_id, start_resync
+from webhooks.ops.shared import actor, chosen_time, row_id, start_resync
 from worker.bootstrap import Services
 from worker.decision.roles import LOCAL_ROLES
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports import listings
+from worker.reports.review import write_review
 
 PARTS = {
     "members": "Members",
@@ -65,6 +67,14 @@ def add(routes: Blueprint, services: Services) -> None:
     @routes.post("/workspaces/<id:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:
         return start_resync(services, organization_id=organization_id)
+
+    @routes.post("/workspaces/<id:organization_id>/review")
+    def review_workspace(organization_id: str) -> Response:
+        """Answer with an access review of the workspace, as a file to download."""
+        file = BytesIO()
+        write_review(engine, file, "html", actor(), organization_id=organization_id)
+        file.seek(0)
+        return send_file(file, "text/html", as_attachment=True, download_name=f"review-{organization_id}.html")
 
 
 def _part(engine: Engine, organization_id: str, show: str) -> listings.Page:

@@ -26,7 +26,12 @@ def audit() -> None:
     type=click.Choice([via.value for via in Via]),
     help="Only actions requested through the CLI, a page, settings or the clock.",
 )
-@click.option("--action", type=click.Choice([action.value for action in Action]), help="Only actions of this kind.")
+@click.option(
+    "--action",
+    type=click.Choice([action.value for action in Action]),
+    metavar="ACTION",
+    help="Only actions of this kind, such as replay or forget. A wrong one lists all.",
+)
 @click.option("--object", "object_id", metavar="ID", help="Only actions on this object, run, event or hook.")
 @options.organization
 @options.time("--since", f"Only actions at or after {options.THIS_TIME}.")

@@ -18,15 +18,6 @@ with lazy_imports():
     from worker.reports import listings, lookup
 
 
-STATE_HELP = (
-    "Only joins in this state. pending: the person will be added. undo: adding the person activated an inactive "
-    "membership, which will be deactivated again. joined: the person was added. dropped: the person did not qualify "
-    "any more when it was time to add them. failed: WorkOS refused the membership, or ROLE_MAP has no WorkOS role for "
-    "it. blocked: the person was removed, deactivated, invited or blocked. undone: adding the person activated an "
-    "inactive membership, so it was deactivated again and the person is blocked."
-)
-
-
 @click.group("auto-join")
 def auto_join() -> None:
     """Inspect and control who joins a workspace by e-mail domain."""
@@ -38,10 +29,11 @@ def auto_join() -> None:
 @options.limit
 @output.listing(
     Column("domain", fit=Fit.CUT),
+    Column("workspace_name", "workspace", fit=Fit.CUT),
     Column("organization_id"),
     Column("auto_join"),
-    Column("state"),
     Column("why", fit=Fit.WRAP),
+    Column("state", wide=True),
     Column("verification", wide=True),
     Column("id", wide=True),
     empty="no domains",
@@ -52,7 +44,7 @@ def domains(out: output.Listing, organization: str | None, off: bool, limit: int
     rows = listings.list_domains(engine, organization_id(engine, organization), off=off, limit=limit)
     if out.for_people:  # the reason why people join is always the same
         rows = [row | {"why": None} if row["auto_join"] else row for row in rows]
-    out.show(rows)
+    out.show(listings.named(engine, rows))
 
 
 @auto_join.command()
@@ -60,8 +52,9 @@ def domains(out: output.Listing, organization: str | None, off: bool, limit: int
 @options.limit
 @output.listing(
     Column("email", fit=Fit.CUT),
-    Column("user_id"),
+    Column("workspace_name", "workspace", fit=Fit.CUT),
     Column("organization_id"),
+    Column("user_id", wide=True),
     Column("domain", wide=True),
     Column("default_role", wide=True),
     empty="nobody is missing",
@@ -73,35 +66,48 @@ def missing(out: output.Listing, organization: str | None, limit: int) -> None:
     """
     engine = migrated_engine()
     rows = auto_join_policy.missing_members(engine, limit, organization_id(engine, organization))
-    out.show(rows)
+    out.show(listings.named(engine, rows))
     sys.exit(1 if rows else 0)
 
 
 @auto_join.command()
-@click.option("--state", type=click.Choice([state.value for state in JoinState]), help=STATE_HELP)
+@click.option("--state", type=click.Choice([state.value for state in JoinState]), help="Only joins in this state.")
 @options.organization
 @options.limit
 @output.listing(
     Column("created_at", "when"),
     Column("email", fit=Fit.CUT),
-    Column("organization_id"),
+    Column("workspace_name", "workspace", fit=Fit.CUT),
     Column("state"),
     Column("reason", fit=Fit.WRAP),
     Column("error", fit=Fit.WRAP),
     Column("user_id", wide=True),
+    Column("organization_id", wide=True),
     Column("cause_id", wide=True),
     Column("attempts", wide=True),
     Column("settled_at", wide=True),
     empty="no joins",
 )
 def joins(out: output.Listing, state: str | None, organization: str | None, limit: int) -> None:
-    """List the people handled by AUTO_JOIN=provision.
+    r"""List the people handled by AUTO_JOIN=provision.
 
     Shows who was added, will be added or must not be added, and why.
+
+    \b
+    pending  will be added
+    joined   was added
+    dropped  did not qualify any more when it was time
+    failed   WorkOS refused, or ROLE_MAP has no WorkOS role for it
+    blocked  was removed, deactivated, invited or blocked
+    undo     an inactive membership was activated, and will be deactivated again
+    undone   it was deactivated again, and the person is blocked
     """
     engine = migrated_engine()
     workspace = organization_id(engine, organization)
-    out.show(auto_join_policy.joins(engine, state=state, organization_id=workspace, limit=limit))
+    rows = auto_join_policy.joins(engine, state=state, organization_id=workspace, limit=limit)
+    if out.for_people:
+        rows = [row | {"email": row["email"] or row["user_id"]} for row in rows]
+    out.show(listings.named(engine, rows))
 
 
 @auto_join.command("set")

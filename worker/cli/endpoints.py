@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import click
@@ -33,9 +33,8 @@ SAME_URL = "If WorkOS accepts each URL only once, make this one different, for e
 ROTATION = """\
 Until you delete the old endpoint, WorkOS sends every event to both. Each event is applied once.
 1. Append a comma and the new secret to WORKOS_WEBHOOK_SECRETS, and restart web.
-2. Wait for deliveries signed with the new secret: the metric
-   workos_sync_webhook_secret_used_timestamp_seconds{place="2"} increases. Then delete the old endpoint:
-   workos-sync endpoints delete ENDPOINT_ID --reason TEXT
+2. Wait until workos-sync doctor reports that the last secret has verified a delivery. Then delete the old endpoint:
+   workos-sync endpoints delete {old} --reason TEXT
 3. Remove the old secret from WORKOS_WEBHOOK_SECRETS, and restart web."""
 
 
@@ -45,7 +44,8 @@ Until you delete the old endpoint, WorkOS sends every event to both. Each event 
     "--rotate", is_flag=True, help="Create a second endpoint with a new secret, and print how to switch to it."
 )
 @options.reason
-def register(url: str, rotate: bool, reason: str | None) -> None:
+@options.as_json
+def register(url: str, rotate: bool, reason: str | None, as_json: bool) -> None:
     """Create or correct the webhook endpoint at WorkOS.
 
     WorkOS then sends exactly the event types that are needed to URL, for example https://your-host/webhooks/workos.
@@ -60,13 +60,19 @@ def register(url: str, rotate: bool, reason: str | None) -> None:
         endpoints, _ = webhook_endpoints.list_endpoints(workos)
         existing = [row for row in endpoints if row.get("endpoint_url") == url]
         if existing and not rotate:
-            for row in existing:
-                if changes := _correct(workos, row):
-                    record(row["id"], changes)
+            answers = [_correct(workos, row) for row in existing]
         else:
-            record(_create(workos, url), ["created"])
-            click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
-
+            answers = [_create(workos, url)]
+            old = " and ".join(row["id"] for row in existing)
+            steps = ROTATION.format(old=old) if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web."
+            answers[0] = answers[0]._replace(text=f"{answers[0].text}\n{steps}")
+        for answer in answers:
+            if answer.changes:
+                record(answer.id, answer.changes)
+            if not as_json:
+                click.echo(answer.text)
+    if as_json:
+        output.json([{"id": each.id, "changes": each.changes, "secret": each.secret} for each in answers])
     if warning := _misdirected(url, given):
         click.echo(f"warning: {warning}", err=True)
 
@@ -103,18 +109,27 @@ def _record(engine: Engine, by: audit.Actor, host: str | None, id: str, changes:
     database.in_transaction(engine, audit.note, by, Action.REGISTER, **about, host=host, changes=changes)
 
 
-def _create(workos: client.WorkOSClient, url: str) -> str:
+class _Answer(NamedTuple):
+    """What was done with an endpoint: in words, and for programs. Only a new endpoint has a secret."""
+
+    id: str
+    text: str
+    changes: list[str]
+    secret: str | None = None
+
+
+def _create(workos: client.WorkOSClient, url: str) -> _Answer:
     try:
         created = workos.create_webhook_endpoint(url, kinds.SUBSCRIBED)
     except BadRequestError as error:
         raise OperatorError(f"{error}. {SAME_URL}") from error
-    click.echo(f"created endpoint {created.get('id')} with {len(kinds.SUBSCRIBED)} event types")
     # Under any other name, the secret is in the answer. WorkOS shows it only now.
-    click.echo(f"signing secret, shown only once: {created.get('secret') or change_feed.as_json(created)}")
-    return str(created.get("id"))
+    secret = created.get("secret") or change_feed.as_json(created)
+    text = f"created endpoint {created.get('id')} with {len(kinds.SUBSCRIBED)} event types\n"
+    return _Answer(str(created.get("id")), f"{text}signing secret, shown only once: {secret}", ["created"], secret)
 
 
-def _correct(workos: client.WorkOSClient, endpoint: types.JsonObject) -> list[str]:
+def _correct(workos: client.WorkOSClient, endpoint: types.JsonObject) -> _Answer:
     compared = webhook_endpoints.compare_event_types(endpoint)
     missing, extra = compared or ([], [])
     changes = ["enabled"] if webhook_endpoints.is_enabled(endpoint) is False else []
@@ -123,18 +138,17 @@ def _correct(workos: client.WorkOSClient, endpoint: types.JsonObject) -> list[st
         changes.append("set to enabled (WorkOS does not report whether it was)")
     if compared is None:
         changes.append(f"set to the {len(kinds.SUBSCRIBED)} event types needed (WorkOS does not report those it had)")
+    id = endpoint["id"]
     if not changes:
-        click.echo(f"endpoint {endpoint['id']} is already correct. To get a new secret, use --rotate.")
-        return []
+        return _Answer(id, f"endpoint {id} is already correct. To get a new secret, use --rotate.", [])
     try:
-        workos.update_webhook_endpoint(endpoint["id"], kinds.SUBSCRIBED)
+        workos.update_webhook_endpoint(id, kinds.SUBSCRIBED)
     except WorkOSError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
-        saw = f"WorkOS answered 404: it has no endpoint {endpoint['id']} any more, or cannot change it"
+        saw = f"WorkOS answered 404: it has no endpoint {id} any more, or cannot change it"
         raise OperatorError(f"{saw}. Look in the WorkOS dashboard, then run this command again") from error
-    click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")
-    return changes
+    return _Answer(id, f"endpoint {id}: {', '.join(changes)}; the secret is unchanged", changes)
 
 
 @click.group()
@@ -176,9 +190,13 @@ def endpoints_delete(endpoint_id: str, yes: bool, reason: str, as_json: bool) ->
     with reaching_workos(given, bound=False) as (services, workos):
         rows, _ = webhook_endpoints.list_endpoints(workos)
         found = next((row for row in rows if row.get("id") == endpoint_id), None)
-        row = webhook_endpoints.describe(known(found, f"WorkOS has no endpoint {endpoint_id}"), given)
+        endpoint = known(found, f"WorkOS has no endpoint {endpoint_id}")
+        row = webhook_endpoints.describe(endpoint, given)
+        same = [each["id"] for each in rows if each.get("endpoint_url") == endpoint.get("endpoint_url")]
+        others = [id for id in same if id != endpoint_id]
+        then = f"webhooks only through {' and '.join(others)}" if others else "no webhooks"
         if not yes:
-            click.confirm(f"Delete {endpoint_id}? WorkOS then sends no webhooks to {row['url']}", abort=True, err=True)
+            click.confirm(f"Delete {endpoint_id}? WorkOS then sends {then} to {row['url']}", abort=True, err=True)
         try:
             workos.delete_webhook_endpoint(endpoint_id)
         except NotFoundError:

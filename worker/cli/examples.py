@@ -27,7 +27,7 @@ EXAMPLES = {
     "hooks failed": ["", "crm --jsonl"],
     "hooks list": [""],
     "hooks replay": ["crm --reason 'their outage is over'"],
-    "members": ["Acme", "org_123 --at 2026-01-31 --json"],
+    "members": ["Acme", "org_123 --at 2026-01-31 --json", "--since today"],
     "migrate": [""],
     "plan": ["", "--set ROLE_MAP=owner=admin --max-promotions 10"],
     "register": ["https://sync.example.com/webhooks/workos", "https://sync.example.com/webhooks/workos --rotate"],

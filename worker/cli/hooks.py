@@ -92,6 +92,8 @@ def hooks_failed(out: output.Listing, hook: str | None, limit: int) -> None:
         operate.require_hook(engine, hook, settings.load_settings().http_hooks)
     rows = operate.deliveries(engine, hook=hook, status=tables.DeliveryStatus.FAILED, limit=limit)
     out.show(rows, people=layout.blocks(GROUP, _groups(rows), output.width(), lead=2))
+    if rows and out.for_people:
+        output.note("to retry: workos-sync hooks replay HOOK --reason TEXT; to discard: workos-sync hooks dismiss HOOK")
     sys.exit(1 if rows else 0)
 
 

@@ -22,8 +22,8 @@ with lazy_imports():
 type_option = click.option("--type", help="Only events of this type, such as user.deleted.")
 
 EVENT = (
-    *("id", "type", "status", "outcome", "error", "kind", "object_id", "organization_id", "occurred_at", "received_at"),
-    *("processed_at", "source", "deliveries", "attempts", "replays", "decided_by", "fingerprint"),
+    *("id", "type", "status", "outcome", "error", "kind", "object_id", "organization_id", "workspace", "occurred_at"),
+    *("received_at", "processed_at", "source", "deliveries", "attempts", "replays", "decided_by", "fingerprint"),
     *("dismissed_by", "dismissed_why", "traceback"),
 )
 """The fields of an event that a terminal shows, apart from its changes and payload."""
@@ -31,6 +31,12 @@ CHANGES = (
     *(Column("at"), Column("kind"), Column("object_id"), Column("id", "change")),
     *(Column("actor", fit=Fit.WRAP), Column("changed", fit=Fit.WRAP)),
 )
+
+GROUP = (
+    *(Column("fingerprint"), Column("events"), Column("type"), Column("first"), Column("last"), Column("example")),
+    *(Column("workspaces", fit=Fit.WRAP), Column("error", fit=Fit.WRAP), Column("traceback", fit=Fit.WRAP)),
+)
+"""What a terminal shows of events that failed with the same error."""
 
 
 @click.group()
@@ -80,6 +86,7 @@ def events_show(event_id: str, as_json: bool) -> None:
         output.record(event, as_json=as_json)
         return
     body, changes = event.pop("body"), event.pop("changes")
+    event["workspace"] = event["about"]["workspace_name"]
     output.record({name: event[name] for name in EVENT})
     with_fields = [
         row | {"actor": access.actor_of(row), "changed": layout.changed(explain.changed_fields([row]))}
@@ -89,6 +96,9 @@ def events_show(event_id: str, as_json: bool) -> None:
     if body is not None:
         output.title("Payload")
         output.lines(layout.wrap(layout.plain(change_feed.as_json(body)), output.width()))
+    if event["status"] == EventStatus.FAILED:
+        output.note(f"to retry: workos-sync replay --id {event_id} --reason TEXT")
+        output.note(f"to give up: workos-sync events dismiss {event_id} --reason TEXT")
 
 
 @events.command("failures")
@@ -100,8 +110,8 @@ def events_show(event_id: str, as_json: bool) -> None:
     Column("example"),
     Column("error", fit=Fit.WRAP),
     Column("first", wide=True),
+    Column("traceback", fit=Fit.WRAP, wide=True),
     empty="there are no failed events",
-    lead=1,
 )
 def events_failures(out: output.Listing) -> None:
     """List failed events, grouped by error.
@@ -109,7 +119,9 @@ def events_failures(out: output.Listing) -> None:
     To retry a group, pass its fingerprint to `workos-sync replay --fingerprint`. Exit code 1 if any event failed.
     """
     rows = listings.failures(migrated_engine())
-    out.show(rows)
+    names = (", ".join(each["name"] or each["organization_id"] for each in row["workspaces"]) for row in rows)
+    groups = [row | {"workspaces": workspaces} for row, workspaces in zip(rows, names, strict=True)]
+    out.show(rows, people=layout.blocks(GROUP, groups, output.width(), lead=1))
     if rows and out.for_people:
         output.note("to see an event: workos-sync events show EXAMPLE")
         output.note("to retry a group: workos-sync replay --fingerprint FINGERPRINT --reason TEXT")

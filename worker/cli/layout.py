@@ -115,6 +115,8 @@ def changed(fields: Mapping[str, Sequence[object]]) -> str:
     """Return a line for each field that changed, given its values before and after: `role: member → admin`."""
     lines = []
     for name, (before, after) in fields.items():
+        if before is None and after is False:  # of a new object
+            continue
         old, new = (plain(_inner(each)) if each is not None else "none" for each in (before, after))
         lines.append(f"{name}: {new}" if before is None else f"{name}: {old} → {new}")
     return "\n".join(lines)

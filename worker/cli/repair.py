@@ -110,10 +110,11 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
 
 @click.command("forget")
 @click.argument("user", metavar="USER")
-@options.reason
+@options.yes
+@options.required_reason
 @options.as_json
-def forget_command(user: str, reason: str | None, as_json: bool) -> None:
-    """Erase a deleted user's personal data.
+def forget_command(user: str, yes: bool, reason: str, as_json: bool) -> None:
+    """Erase a deleted user's personal data. This cannot be undone.
 
     Also blanks the stored payloads that name the user. All payloads are searched: allow a few minutes per million.
     """
@@ -125,6 +126,8 @@ def forget_command(user: str, reason: str | None, as_json: bool) -> None:
 
     engine = migrated_engine()
     user = lookup.user_id(engine, user)
+    if not yes:
+        click.confirm(f"Erase {user}? Name, address and payloads cannot be restored", abort=True, err=True)
     erased = erasure.forget(engine, user, actor(reason), report_progress)
     if show_progress:
         click.echo(err=True)

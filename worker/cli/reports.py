@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import datetime
 
 import click
 
 from worker.cli import layout, options, output
 from worker.cli.layout import Column, Fit
-from worker.cli.shared import known, migrated_engine
+from worker.cli.shared import known, migrated_engine, organization_id
 from worker.lazy import lazy_imports
 
 with lazy_imports():
     from models import types
     from worker.mirror import auto_join_policy
-    from worker.reports import access, explain, listings, lookup
+    from worker.reports import access, explain, listings, lookup, review
 
 INVITATIONS = (
     Column("email", fit=Fit.CUT),
@@ -35,12 +36,23 @@ def _require_time(at: datetime | None, as_workos: bool) -> None:
         raise click.UsageError("--as-workos needs --at")
 
 
+CHANGED = (
+    *("email", "workspace", "organization_id", "user_id", "change", "previous_role", "role", "changed_at"),
+    *("cause", "actor"),
+)
+"""The fields of a person whose access changed."""
+
+
 @click.command()
-@options.organization_argument
+@click.argument("organization", metavar="[ORGANIZATION]", required=False)
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
+@options.time("--since", f"Show only who gained, lost or changed access since {options.THIS_TIME}, in all workspaces.")
 @as_workos_option
 @output.listing(
     Column("email", fit=Fit.CUT),
+    Column("workspace", fit=Fit.CUT),
+    Column("change"),
+    Column("previous_role"),
     Column("role"),
     Column("user_id"),
     Column("since"),
@@ -55,9 +67,26 @@ def _require_time(at: datetime | None, as_workos: bool) -> None:
     Column("membership_id", wide=True),
     empty="nobody has access",
 )
-def members(out: output.Listing, organization: str, at: datetime | None, as_workos: bool) -> None:
-    """List the people with access to a workspace, their roles, and (without --at) pending invitations."""
+def members(
+    out: output.Listing, organization: str | None, at: datetime | None, since: datetime | None, as_workos: bool
+) -> None:
+    """List the people with access to a workspace, their roles, and pending invitations.
+
+    ORGANIZATION may be omitted with --since.
+    """
     _require_time(at, as_workos)
+    if since is not None:
+        if at is not None:
+            raise click.UsageError("--since cannot be combined with --at")
+        engine = migrated_engine()
+        changes = review.access_changes(engine, since, organization_id(engine, organization))
+        rows = [row | {"workspace": row["workspace_name"]} for row in changes]
+        out = replace(out, empty="nobody gained, lost or changed access")
+        names = [name for name in CHANGED if not (out.for_people and name.endswith("_id"))]
+        out.show([{name: row[name] for name in names} for row in rows])
+        return
+    if organization is None:
+        raise click.MissingParameter(param_type="argument", param_hint="'ORGANIZATION'")
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
     engine = migrated_engine()
     found = listings.list_members(engine, lookup.organization_id(engine, organization), at, as_workos=as_workos)
@@ -136,13 +165,13 @@ UNCERTAIN = (
 )
 AUTO_JOIN = (
     Column("domain", fit=Fit.CUT),
-    Column("organization_id"),
+    Column("workspace_name", "workspace", fit=Fit.CUT),
     Column("auto_join"),
     Column("state"),
     Column("why", fit=Fit.WRAP),
 )
 JOINS = (
-    Column("organization_id"),
+    Column("workspace_name", "workspace", fit=Fit.CUT),
     Column("state"),
     Column("reason", fit=Fit.WRAP),
     Column("created_at"),
@@ -162,7 +191,7 @@ INVITED = (
     Column("id"),
     Column("email", fit=Fit.CUT),
     Column("status"),
-    Column("organization_id"),
+    Column("workspace_name", "workspace", fit=Fit.CUT),
     Column("expires_at"),
     Column("blocks", "blocks auto-join"),
     Column("why", fit=Fit.WRAP),
@@ -197,21 +226,33 @@ def explain_command(name: str, at: datetime | None, as_workos: bool, as_json: bo
     for place, item in enumerate(found["objects"]):
         if place:
             click.echo()
-        output.record(_without_bookkeeping(item) if output.on_terminal() else item)
-    output.section("Access", ACCESS_AS_WORKOS if as_workos else ACCESS, found["access"], lead=2)
+        output.record(_for_people(item) if output.on_terminal() else item)
+    terminal = output.on_terminal()
+    access = [_with_one_cause(row) for row in found["access"]] if terminal else found["access"]
+    output.section("Access", ACCESS_AS_WORKOS if as_workos else ACCESS, access, lead=2)
+    if terminal and not access and any(item["kind"] == "user" for item in found["objects"]):
+        output.title("Access")
+        click.echo("none: the person is not a member of any workspace")
     output.section("Bounded answers are stale", UNCERTAIN, found["uncertain"])
-    output.section("Auto-join", AUTO_JOIN, found["auto_join"])
-    output.section("Joins by domain", JOINS, found["joins"])
+    output.section("Auto-join", AUTO_JOIN, listings.named(engine, found["auto_join"]))
+    output.section("Joins by domain", JOINS, listings.named(engine, found["joins"]))
     output.section("Sessions", SESSIONS, found["sessions"])
-    output.section("Invitations", INVITED, found["invitations"])
-    form = layout.changed if output.on_terminal() else dict
+    output.section("Invitations", INVITED, listings.named(engine, found["invitations"]))
+    form = layout.changed if terminal else dict
     steps = [step | {"changed": form(step["fields"])} for step in found["timeline"]]
-    output.section("Timeline", TIMELINE, steps, lead=3)
+    output.section("Timeline, newest first", TIMELINE, steps[::-1] if terminal else steps, lead=3)
     if found["truncated"]:
         output.note("... older steps are not shown")
 
 
-def _without_bookkeeping(item: types.Record) -> types.Record:
-    """Return an object, its id first, without what only the mirror itself needs."""
+def _with_one_cause(row: types.Record) -> types.Record:
+    """Return a row of the access without the cause of the role if it is that of the access."""
+    return row | {"role_cause": None} if row.get("role_cause") == row["cause"] else row
+
+
+def _for_people(item: types.Record) -> types.Record:
+    """Return an object, its id and state first, without what only the mirror itself needs."""
     first = {"kind": item["kind"], "id": item["id"]}
+    if "deleted_by" in item:
+        first["state"] = "deleted" if item["deleted_by"] else "active"
     return first | {name: value for name, value in item.items() if name not in BOOKKEEPING and value is not False}

@@ -78,7 +78,7 @@ def print_run(engine: Engine, run: types.Record, *, as_json: bool) -> None:
     elif run["task"] == Task.REPLAY:
         print_replay(replayed(engine, run["id"]))
     else:
-        output.record({name: run[name] for name in ABOUT})
+        output.record({name: run[name] for name in ABOUT} | {"task": _name(run["task"])})
     if run["error"]:
         click.echo(f"workos-sync: {run['error']}", err=True)
 
@@ -134,13 +134,18 @@ def _note_withheld(engine: Engine, run: types.Record) -> None:
     output.note(f"Review the list, then run: workos-sync resync --approve {run['id']} --reason TEXT")
 
 
+def _name(task: str) -> str:
+    """Return a task as its command is called."""
+    return task.replace("_", "-")
+
+
 @click.group()
 def runs() -> None:
     """Inspect long-running jobs, and cancel replays."""
 
 
 @runs.command("list")
-@click.option("--task", type=click.Choice([task.value for task in Task]), help="Only runs of this task.")
+@click.option("--task", type=click.Choice([_name(task) for task in Task]), help="Only runs of this task.")
 @click.option(
     "--status",
     type=click.Choice([QUEUED, *(status.value for status in RunStatus)]),
@@ -165,7 +170,9 @@ def runs() -> None:
 )
 def runs_list(out: output.Listing, task: str | None, status: str | None, since: datetime | None, limit: int) -> None:
     """List the newest runs with their progress and who requested them."""
-    out.show(listings.list_runs(migrated_engine(), limit, task=task, status=status, since=since))
+    task = task and task.replace("-", "_")
+    rows = listings.list_runs(migrated_engine(), limit, task=task, status=status, since=since)
+    out.show([row | {"task": _name(row["task"])} for row in rows] if out.for_people else rows)
 
 
 @runs.command("show")

@@ -26,7 +26,8 @@ def web(port: int | None) -> None:
 
     A process that dies is restarted.
     """
-    programs.supervise_parts("web", logging_settings("workos_webhook_secrets", port=port), programs.web_part)
+    settings = logging_settings("workos_webhook_secrets", brief=False, port=port)
+    programs.supervise_parts("web", settings, programs.web_part)
 
 
 @click.command()
@@ -38,7 +39,7 @@ def worker(processes: int | None) -> None:
     sessions of people who lost access. Long jobs are resyncs, catch-ups, replays and retention. A process that dies is
     restarted.
     """
-    settings = logging_settings(worker_processes=processes)
+    settings = logging_settings(brief=False, worker_processes=processes)
     programs.supervise_parts("worker", settings, programs.worker_part, programs.tail_part)
 
 
@@ -50,7 +51,7 @@ def up(port: int | None, processes: int | None) -> None:
 
     For a small installation. A process that dies is restarted.
     """
-    settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
+    settings = logging_settings("workos_webhook_secrets", brief=False, port=port, worker_processes=processes)
     if "worker_processes" not in settings.model_fields_set:  # a second one would take a tenth of the memory
         settings = settings.model_copy(update={"worker_processes": 1})
     parts = (programs.web_part, programs.worker_part, programs.clock_and_tail_part)
@@ -63,15 +64,15 @@ def clock() -> None:
 
     Also wakes workers for events whose wake-up was lost.
     """
-    programs.run_clock(logging_settings())
+    programs.run_clock(logging_settings(brief=False))
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]")
 def demo(arguments: tuple[str, ...]) -> None:
     """Run a demo on this machine against a simulated WorkOS.
 
-    Requires a clone of the repository.
+    Requires a clone of the repository, where `workos-sync demo --help` lists the options.
     """
     if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
         raise ConfigurationError("the demo is not part of the installed package; run make demo in a checkout")

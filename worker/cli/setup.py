@@ -68,7 +68,7 @@ def doctor(as_json: bool) -> None:
     Reports each check as ok, as a warning or as a failure, with the remedy. Exit code 1 if there is a failure.
     """
     reading = configuration.read_settings()
-    logs.configure(reading.settings.log_format)
+    logs.configure(reading.settings.log_format, brief=True)
     checks = [*checking.check_settings(reading), *_check_installation(reading)]
     worst_first = list(checking.Level)[::-1]
     checks.sort(key=lambda check: worst_first.index(check.level))

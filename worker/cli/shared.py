@@ -68,10 +68,13 @@ def until_stopped() -> Iterator[threading.Event]:
     yield stop
 
 
-def logging_settings(*required: str, **given: int | None) -> configuration.Settings:
-    """Return the settings as `load_settings` does, and send the log to standard error in the format they name."""
+def logging_settings(*required: str, brief: bool = True, **given: int | None) -> configuration.Settings:
+    """Return the settings as `load_settings` does, and send the log to standard error in the format they name.
+
+    With `brief`, as commands that print an answer need it, a terminal shows only warnings and errors of the log.
+    """
     settings = configuration.load_settings(*required, **given)
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, brief=brief)
     return settings
 
 

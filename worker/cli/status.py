@@ -97,12 +97,12 @@ def _database_away(saw: str, remedy: str) -> Iterator[str]:
 
 def _for_people(verdict: verdicts.Verdict) -> Iterator[str]:
     """Yield the verdict, what is wrong with the remedies, and the figures."""
-    counts = Counter(each.severity for each in verdict.conditions)
+    counts = Counter(cause.condition.severity for cause in verdict.causes)
     wrong = f" ({', '.join(output.count(number, severity) for severity, number in counts.items())})" if counts else ""
     yield from layout.headline(verdict.severity, f"{verdict.headline}{wrong}", output.width())
-    if verdict.conditions:
+    if verdict.causes:
         yield ""
-        found = ((each.severity, each.sentence, each.remedy) for each in verdict.conditions)
+        found = ((each.condition.severity, each.sentence, each.condition.remedy) for each in verdict.causes)
         yield from layout.findings(found, output.width())
     yield ""
     figures = dict(_figures(verdict.health))

@@ -241,7 +241,9 @@ class Follower:
             "status": DeliveryStatus.FAILED if attempts >= self.attempts else DeliveryStatus.PENDING,
             "attempts": attempts,
             "error": described,
-            "traceback": clean("".join(traceback.format_exception(error))[-MAX_TRACEBACK:]),
+            "traceback": None  # of a refusal, it would say nothing about the receiver
+            if isinstance(error, HookError)
+            else clean("".join(traceback.format_exception(error))[-MAX_TRACEBACK:]),
             # Without `worker.errors.fingerprint`: these errors name no ids, and a status distinguishes causes.
             "fingerprint": hashlib.sha256(described.encode()).hexdigest()[:8],
             "attempted_at": db_now(),

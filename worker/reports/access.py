@@ -1,5 +1,6 @@
 """Who has access to which workspace, which domains auto-join, and which invitations block, each with the reason."""
 
+import re
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, case, exists, func, select
@@ -22,7 +23,7 @@ from models.views import auto_join_domains
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
-from worker.kinds.organization import ORGANIZATION
+from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER
 from worker.mirror import auto_join
 from worker.reports.past import CAUSE, Moment, members, states
@@ -276,6 +277,8 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     view = auto_join_domains.c
     claimed = view.domain.in_({claim.normalized for claim in found})
     joining = {(row.domain, row.organization_id) for row in tx.execute(select(auto_join_domains).where(claimed))}
+    owners = Organization.id.in_({claim.organization_id for claim in found})
+    names = dict(tx.execute(select(Organization.id, Organization.name).where(owners)).all())
     states = []
     for claim in found:
         if claim.id not in selected:
@@ -283,6 +286,8 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
         state, reason = statuses[claim.id]
         on = state is AutoJoinState.VERIFIED and (claim.normalized, claim.organization_id) in joining
         why_not = WHY_NOT[state].format(reason or "") or _why_off(tx, claim, mode)
+        if state is AutoJoinState.CONFLICTED:
+            why_not = re.sub(r"\borg_\w+", lambda id: f"{names.get(id[0]) or 'unnamed'} ({id[0]})", why_not)
         states.append(
             {
                 "id": claim.id,

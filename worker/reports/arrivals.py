@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine, ScalarSelect, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, ScalarSelect, func, select
 
 from models.database import read_transaction
 from models.tables import Event, EventStatus
 from models.types import db_now, inline_literal
+from worker.inbox.store import TEST_TYPE
 from worker.metrics import refused_by_minute
 
 SETTLED = timedelta(minutes=1)
 """Events of a transaction that began earlier are not expected any more."""
 MAX_CACHED = 2_000
-MAX_FAILED = 10_000
-"""Failed events that are counted, the newest first."""
+MAX_LISTED = 10_000
+"""Failed events that are counted, and test events that are not, the newest first."""
 
 
 class Range(StrEnum):
@@ -76,9 +77,10 @@ class Arrivals:
             last = _start_of(now, width)
             starts = [last - place * width for place in reversed(range(number))]
             received = self._count(tx, starts, width, now)
-            failed = _failed(tx, starts[0], width)
+            failed = _by_bar(tx, Event.status == inline_literal(EventStatus.FAILED), starts[0], width)
+            tests = _by_bar(tx, Event.type == TEST_TYPE, starts[0], width)
         refused = self._refused(starts[0], now, width)
-        bars = [Bar(at, received[at], failed[at], refused[at] if refused else 0) for at in starts]
+        bars = [Bar(at, received[at] - tests[at], failed[at], refused[at] if refused else 0) for at in starts]
         return Chart(bars, int(width / timedelta(minutes=1)), knows_refused=refused is not None)
 
     def _count(self, tx: Connection, starts: list[datetime], width: timedelta, now: datetime) -> dict[datetime, int]:
@@ -113,7 +115,8 @@ def _in_bar(at: datetime, width: timedelta) -> ScalarSelect[int]:
     return select(func.count()).select_from(Event).where(*inside).scalar_subquery()
 
 
-def _failed(tx: Connection, first: datetime, width: timedelta) -> Counter[datetime]:
+def _by_bar(tx: Connection, which: ColumnElement[bool], first: datetime, width: timedelta) -> Counter[datetime]:
+    """Return the number of events that meet `which`, by the start of their bar."""
     at = Event.received_at
-    failed = select(at).where(Event.status == inline_literal(EventStatus.FAILED), at >= first).order_by(at.desc())
-    return Counter(_start_of(found, width) for found in tx.execute(failed.limit(MAX_FAILED)).scalars())
+    some = select(at).where(which, at >= first).order_by(at.desc()).limit(MAX_LISTED)
+    return Counter(_start_of(found, width) for found in tx.execute(some).scalars())

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from models.tables import JoinState, RevocationState, RunStatus
 from worker.mirror.role_map import digest_of
+from worker.queue.doorbell import DRAIN, HOOKS, REPAIR, SESSIONS
 from worker.reports.health import EXPIRY_DAYS, MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60
@@ -32,6 +33,8 @@ REVOCATION_SECONDS = 300
 REASONS = {"mismatch": "wrong", "missing": "without one"}
 """What people read for a reason of refused signatures."""
 RUNBOOK = "docs/operations.md"
+CLOCK = "clock"
+"""The process, among the lanes in `needs`."""
 
 
 class Severity(StrEnum):
@@ -75,6 +78,8 @@ class Condition:
         section: heading of its entry in the runbook.
         page: path of the page that shows more, with the measured values.
         page_remedy: what to do there, in the pages' words; empty if the remedy has no command that the page replaces.
+        needs: lanes, or `clock`. While one of them does not run, that explains the condition. An occurrence adds its
+            own `lane`.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Condition:
     section: str
     page: str = "/ops/"
     page_remedy: str = ""
+    needs: tuple[str, ...] = ()
     milder: bool = False
     concerns_mirror: bool = True
 
@@ -117,6 +123,8 @@ class ActiveCondition(NamedTuple):
     page: str
     doubts_mirror: bool
     """Whether the mirror cannot be trusted because of it."""
+    because_of: str | None
+    """The name of the condition that explains it: a process does not run, or Redis does not answer."""
 
     @property
     def text(self) -> str:
@@ -126,11 +134,11 @@ class ActiveCondition(NamedTuple):
 
 def active_conditions(health: Health) -> list[ActiveCondition]:
     """Return all conditions that hold, the worst first."""
-    found = [_hold(condition, each) for condition in CONDITIONS for each in condition.measure(health)]
+    found = [_hold(condition, each, health) for condition in CONDITIONS for each in condition.measure(health)]
     return sorted(found, key=lambda each: -ORDER.index(each.severity))
 
 
-def _hold(condition: Condition, found: Occurrence) -> ActiveCondition:
+def _hold(condition: Condition, found: Occurrence, health: Health) -> ActiveCondition:
     severity = found.severity or condition.severity
     return ActiveCondition(
         name=condition.name,
@@ -140,7 +148,17 @@ def _hold(condition: Condition, found: Occurrence) -> ActiveCondition:
         runbook=condition.runbook,
         page=condition.page.format_map({name: quote(str(value), safe="") for name, value in found.values.items()}),
         doubts_mirror=condition.concerns_mirror and severity is Severity.PROBLEM,
+        because_of=_explanation({*condition.needs, *filter(None, [found.values.get("lane")])}, health),
     )
+
+
+def _explanation(needs: set[object], health: Health) -> str | None:
+    """Return the name of the condition that holds because something of `needs` does not run; None without one."""
+    if needs and health.redis is not None:
+        return "redis_replica" if health.redis.is_replica else "redis_away"
+    if needs & set(_idle_lanes(health)):
+        return "no_worker"
+    return "no_clock" if CLOCK in needs and _no_clock(health) else None
 
 
 # What the rows measure
@@ -174,10 +192,13 @@ def _redis(health: Health, *, is_replica: bool) -> list[Occurrence]:
     return [Occurrence(trouble._asdict())] if trouble is not None and trouble.is_replica is is_replica else []
 
 
+def _idle_lanes(health: Health) -> list[str]:
+    """Return the lanes that the settings need and no worker serves; none while Redis is unavailable."""
+    return [lane.name for lane in health.lanes if lane.needed and not lane.workers and health.redis is None]
+
+
 def _no_worker(health: Health) -> list[Occurrence]:
-    if health.redis is not None:
-        return []
-    idle = [lane.name for lane in health.lanes if lane.needed and not lane.workers]
+    idle = _idle_lanes(health)
     needed = sum(lane.needed for lane in health.lanes)
     return _when(bool(idle), lanes="" if len(idle) == needed else f" on {', '.join(idle)}")
 
@@ -372,6 +393,7 @@ CONDITIONS = (
         sentence="the oldest pending event has waited for {waited}",
         remedy="check worker and clock",
         section="Events wait too long",
+        needs=(DRAIN, CLOCK),
         page="/ops/events?status=pending",
     ),
     Condition(
@@ -381,6 +403,7 @@ CONDITIONS = (
         sentence="{saw}",
         remedy="{remedy}",
         section="The mirror is not filled yet",
+        needs=(REPAIR, DRAIN, CLOCK),
         page="/ops/runs",
         page_remedy="see the runs; a worker and a clock must run",
     ),
@@ -391,6 +414,7 @@ CONDITIONS = (
         sentence="{saw}{why}",
         remedy="{remedy}",
         section="The mirror is too old for the smallest bound",
+        needs=(REPAIR,),
         page="/ops/#workers",
     ),
     Condition(
@@ -476,6 +500,7 @@ CONDITIONS = (
         sentence="the last successful full resync finished {age} ago",
         remedy="check clock and worker; see workos-sync runs list",
         section="A resync is late",
+        needs=(REPAIR, CLOCK),
         page="/ops/runs",
         page_remedy="see the runs; a worker and a clock must run",
     ),
@@ -535,6 +560,7 @@ CONDITIONS = (
         sentence="the hook {hook} is {behind} behind; the oldest has waited for {waited}{tried}",
         remedy="run workos-sync hooks list; does the receiver answer?",
         section="A hook is behind",
+        needs=(HOOKS,),
         page="/ops/hooks",
         page_remedy="see its deliveries; does the receiver answer?",
     ),
@@ -546,7 +572,7 @@ CONDITIONS = (
         sentence="{number} undone because an inactive membership had been reactivated",
         remedy="run workos-sync auto-join joins --state undone",
         section="A join failed or was undone",
-        page="/ops/auto-join",
+        page="/ops/auto-join?show=joins&state=undone",
         page_remedy="see the joins",
     ),
     Condition(
@@ -557,7 +583,7 @@ CONDITIONS = (
         sentence="{number} not carried out: WorkOS refused, or ROLE_MAP has no WorkOS role",
         remedy="run workos-sync auto-join joins --state failed",
         section="A join failed or was undone",
-        page="/ops/auto-join",
+        page="/ops/auto-join?show=joins&state=failed",
         page_remedy="see the joins",
     ),
     Condition(
@@ -572,6 +598,7 @@ CONDITIONS = (
         sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
         remedy="start workos-sync worker, or see whether WorkOS answers it; workos-sync explain shows each person",
         section="Sessions are not revoked",
+        needs=(SESSIONS,),
         page="/ops/#workers",
         concerns_mirror=False,
     ),
@@ -592,11 +619,13 @@ CONDITIONS = (
         name="domain_conflicts",
         severity=Severity.WARNING,
         measured="A domain is verified for several live workspaces.",
-        measure=lambda health: _count(health.conflicts, "domain is", "domains are"),
-        sentence="{number} verified for several workspaces, so nobody joins by it",
+        measure=lambda health: _count(
+            health.conflicts, "domain is", "domains are", them="it" if health.conflicts == 1 else "them"
+        ),
+        sentence="{number} verified for several workspaces, so nobody joins by {them}",
         remedy="run workos-sync auto-join domains --off",
         section="Two workspaces hold one domain",
-        page="/ops/auto-join",
+        page="/ops/auto-join?show=domains",
         page_remedy="see the domains",
     ),
     Condition(

@@ -19,6 +19,7 @@ from models.requirements import describe_server
 from models.revisions import current_revision, newest_revision, outdated, refused
 from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSError
+from worker.inbox.verified_secrets import any_verified
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import DRAIN, PICKUP_SECONDS, Doorbell
 from worker.redis_client import require_writable, server_version, what_is_wrong
@@ -83,8 +84,8 @@ def run_checks(
     found = list(_database(engine))
     yield from found
     yield from _redis(redis)
-    yield from _secrets(settings)
     database_ok = all(check.level is not Level.FAILURE for check in found)
+    yield from _secrets(engine if database_ok else None, settings)
     yield from _workos(engine, settings, connect if database_ok else None, ask_route)
     if database_ok:
         verdict = judge(engine, redis, settings)
@@ -180,10 +181,10 @@ def _redis_settings(redis: Redis) -> Iterator[Check]:
         yield _failure("redis eviction", f"{policy}: jobs may be evicted", "set maxmemory-policy noeviction")
 
 
-def _secrets(settings: Settings) -> Iterator[Check]:
+def _secrets(engine: Engine | None, settings: Settings) -> Iterator[Check]:
     name, number = "webhook secret", len(settings.workos_webhook_secrets)
     if number:
-        yield _ok(name, "1 set" if number == 1 else f"{number} set, as during a rotation")
+        yield _ok(name, "1 set" if number == 1 else f"{number} set{_last_secret(engine, settings)}")
     else:
         remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints a secret"
         yield _failure(name, "not set: no webhook can be verified", remedy)
@@ -279,6 +280,15 @@ def _endpoint(name: str, row: JsonObject, remedy: str) -> Check:
     return _ok(name, f"{host}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
 
 
+def _last_secret(engine: Engine | None, settings: Settings) -> str:
+    """Return whether the last secret, which a rotation added, has ever verified a delivery; empty if not known."""
+    if engine is None:
+        return ""
+    with read_transaction(engine) as tx:
+        verified = any_verified(tx, [settings.workos_webhook_secrets[-1].get_secret_value()])
+    return "; the last one has verified a delivery" if verified else "; the last one has not verified a delivery yet"
+
+
 def _doorbell(redis: Redis) -> Check:
     """Enqueue a job and wait until it starts: a worker that reports itself may hang, or use another Redis."""
     try:
@@ -310,7 +320,7 @@ def _work(verdict: Verdict) -> Iterator[Check]:
         )
     elif not holds & {"resync_failed", "resync_late"}:
         yield _ok("last resync", f"{health.resync.status}, {duration(health.resync.age_seconds)} ago")
-    for each in verdict.conditions:
-        if each.name not in CHECKED_APART:
+    for cause in verdict.causes:
+        if (each := cause.condition).name not in CHECKED_APART:
             level = Level.FAILURE if each.severity is Severity.PROBLEM else Level.WARNING
-            yield Check(each.name.replace("_", " "), level, each.sentence, each.remedy)
+            yield Check(each.name.replace("_", " "), level, cause.sentence, each.remedy)

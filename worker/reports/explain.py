@@ -98,10 +98,10 @@ def explain(engine: Engine, name: str, at: datetime | None = None, *, as_workos:
     event means the object it is about.
 
     The keys are `objects`, `access` (of a person or membership), `uncertain` (of a person, membership or workspace: why
-    bounded answers are stale), `auto_join` (of a domain or workspace), `joins` (of a person: what AUTO_JOIN=provision
-    did), `invitations` (of a person or an invitation), `sessions` (of a person, membership or workspace: what
-    REVOKE_SESSIONS did), `timeline` in the order of processing, and `truncated`: whether older steps are omitted. Times
-    are aware, in UTC.
+    bounded answers are stale), `auto_join` (of a domain or workspace; of a
+    person: the domain of their address), `joins` (of a person: what AUTO_JOIN=provision did), `invitations` (of a
+    person or an invitation), `sessions` (of a person, membership or workspace: what REVOKE_SESSIONS did), `timeline` in
+    the order of processing, and `truncated`: whether older steps are omitted. Times are aware, in UTC.
 
     With `at`, `objects` and `access` are as the mirror answered then, and the timeline ends there; what changes with
     time or by settings is left out: `uncertain`, `auto_join`, `joins`, `invitations` and `sessions` are empty. With
@@ -129,12 +129,14 @@ def explain(engine: Engine, name: str, at: datetime | None = None, *, as_workos:
             access = []
         else:
             access = access_as_workos(tx, at, which) if at and as_workos else access_of(tx, which, moment=moment)
+        address = Domain.normalized.in_(select(User.email_domain).where(User.id.in_(users)))
+        claims = [Domain.id.in_(domains) | (address & Domain.deleted_by.is_(None))] if domains or users else []
         joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
             "objects": [_row_as_workos(tx, one, at) if at and as_workos else _row(tx, one, moment) for one in objects],
             "access": access,
             "uncertain": [] if moment else _uncertain(tx, objects, access),
-            "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
+            "auto_join": domain_states(tx, *claims) if claims else [],
             "joins": all_rows(tx, joins) if users else [],
             "invitations": invitation_states(tx, Invitation.id.in_(invitations)) if invitations else [],
             "sessions": [] if moment else _revocations(tx, objects),

@@ -41,6 +41,7 @@ HEAD = """<!DOCTYPE html>
 body { font: 13px/1.5 sans-serif; margin: 2em; } h2 { font-size: 1.1em; margin: 1.5em 0 .3em; break-after: avoid; }
 table { border-collapse: collapse; width: 100%; } thead { display: table-header-group; } tr { break-inside: avoid; }
 th, td { border: 1px solid #999; padding: .2em .5em; text-align: left; overflow-wrap: anywhere; }
+th, td:is(:nth-child(3), :nth-child(7), :nth-child(8)) { white-space: nowrap; }
 dt { float: left; clear: left; width: 12em; font-weight: bold; } .lost, .gained, .changed { font-weight: bold; }
 </style></head><body>
 <h1>Access review</h1>
@@ -100,6 +101,17 @@ def write_review(
     about["change_id"] = moment.change_id
     in_transaction(engine, audit.note, actor, Action.REVIEW, organization_id=organization_id, **about)
     file.write(last_line.format(digest.hexdigest()).encode())
+
+
+def access_changes(engine: Engine, since: datetime, organization_id: str | None = None) -> list[Record]:
+    """Return a row for each person who gained, lost or changed access since a time, the newest change first.
+
+    A row has `MEMBER` and `CHANGE`, and the workspace. The errors are those of `write_review`.
+    """
+    with read_transaction(engine) as tx:
+        rows = _rows(tx, organization_id, now(tx), moment_of(tx, since))
+        changed = (row for row in rows if row["change"] is not AccessChange.NONE)
+        return sorted(changed, key=lambda row: str(row["changed_at"]), reverse=True)
 
 
 def _previous(tx: Connection, organization_id: str | None, moment: Moment) -> Moment | None:

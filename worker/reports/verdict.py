@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from redis import Redis
 from sqlalchemy import Engine
@@ -15,6 +15,23 @@ from worker.reports.health import Health, check_health
 from worker.settings import Settings
 
 T = TypeVar("T")
+
+
+class RootCause(NamedTuple):
+    """A condition that no other explains, and the sentences of those that it explains."""
+
+    condition: ActiveCondition
+    effects: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, with the effects in brackets."""
+        return self.condition.sentence + (f" (therefore {'; '.join(self.effects)})" if self.effects else "")
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        return f"{self.sentence}: {self.condition.remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +49,17 @@ class Verdict:
     @property
     def trusted(self) -> bool:
         """Whether the mirror can be trusted: it is filled, and no problem concerns it."""
-        return not self.reasons
+        return not any(each.doubts_mirror for each in self.conditions)
+
+    @property
+    def causes(self) -> list[RootCause]:
+        """For people: one entry for each cause, the worst first."""
+        explained = [(each.because_of, each.sentence) for each in self.conditions]
+        return [
+            RootCause(each, [sentence for cause, sentence in explained if cause == each.name])
+            for each in self.conditions
+            if each.because_of is None
+        ]
 
     @property
     def headline(self) -> str:
@@ -45,11 +72,11 @@ class Verdict:
     @property
     def reasons(self) -> list[str]:
         """Why the mirror cannot be trusted; empty if it can."""
-        return [each.text for each in self.conditions if each.doubts_mirror]
+        return [each.text for each in self.causes if each.condition.doubts_mirror]
 
     def texts(self, severity: Severity) -> list[str]:
-        """Return one line for each condition of this severity."""
-        return [each.text for each in self.conditions if each.severity is severity]
+        """Return one line for each cause of this severity."""
+        return [each.text for each in self.causes if each.condition.severity is severity]
 
     def of(self, *names: str) -> Severity:
         """Return the worst severity of these conditions: `ok` if none of them holds.
@@ -132,4 +159,4 @@ def describe_run(run: Record) -> str:
     progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
     queued = "queued" if run["queued"] else ""
     who = f"requested by {run['requested_by']}"
-    return ", ".join(filter(None, (f"{run['task']} {run['id']}", queued, progress, who)))
+    return ", ".join(filter(None, (f"{run['task'].replace('_', '-')} {run['id']}", queued, progress, who)))
