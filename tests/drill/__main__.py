@@ -63,7 +63,7 @@ def command(events: int, seconds: float, companies: int, seed: int, *, short: bo
     interruptions = Interruptions()
     interruptions.install()
     folder, code = short_folder(), 1
-    installation = Installation(folder, seed)
+    installation = Installation(folder, seed, forked=short)
     _log_to(folder / "logs" / "drill.log")
     try:
         life = {"events": events, "rate": events / seconds} | ({} if not short else _short_life())

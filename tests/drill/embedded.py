@@ -35,7 +35,7 @@ def frozen_embedded_valkey(seconds: float, seed: int) -> list[str]:
     """Freeze the embedded Valkey of an installation while events flow, and return what went wrong."""
     folder = short_folder()
     try:
-        with Stack(folder, embedded=True, seed=seed, settings=SETTINGS) as stack:
+        with Stack(folder, embedded=True, seed=seed, settings=SETTINGS, forked=True) as stack:
             stack.start()
             engine = open_engine(stack.database_url)
             try:

