@@ -13,13 +13,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from multiprocessing import connection, get_context
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from subprocess import TimeoutExpired
-
-CLOCK = "WRONG_CLOCK"
-"""Set for a process that needs a clock of its own (tests.drill.clock)."""
 
 
 class Forked:
@@ -97,8 +95,10 @@ def _run(
     os.environ.clear()
     os.environ.update(env)
     sys.argv = [module, *arguments]
-    if CLOCK in env:
-        import tests.drill.clock.sitecustomize  # noqa: F401, PLC0415 - starts the clock when it is imported
+    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
+    sys.modules.pop("sitecustomize", None)
+    with suppress(ImportError):
+        import_module("sitecustomize")  # as Python does when it starts; the drill sets the clock in it
     told.send(None)
     told.close()
     try:
