@@ -148,14 +148,14 @@ def permuted_histories(draw: st.DrawFn) -> tuple[History, list[State]]:
 
 
 @given(permuted_histories())
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 def test_any_order_with_any_duplicates_folds_to_the_same_state(histories: tuple[History, list[State]]) -> None:
     (kind, history), permuted = histories
     assert fold(permuted, kind) == fold(history, kind)
 
 
 @given(histories)
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 def test_a_final_delete_or_the_newest_or_of_a_tie_the_least_access_wins(history: History) -> None:
     assert fold(history.states, history.kind) == greatest(history.kind, history.states)
 
@@ -193,7 +193,7 @@ def always(kind: Kind, state: State) -> Content:
 
 
 @given(permuted_histories())
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=300)
 def test_a_tie_of_different_states_always_requires_a_confirmed_read(histories: tuple[History, list[State]]) -> None:
     (kind, history), permuted = histories
     current, reasons = None, set()
