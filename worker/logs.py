@@ -6,10 +6,12 @@ import re
 import sys
 from typing import Literal
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
-
 from worker.errors import causes_of, place_in, stack_of, unexpected
+from worker.lazy import hidden
+
+with hidden("rich"):  # for tracebacks, which no line has (`_describe_exception`), and slow to import
+    import structlog
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 """Fields that are logged as `withheld`: logs must not contain e-mail addresses, secrets, signatures or payloads."""

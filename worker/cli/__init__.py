@@ -3,6 +3,8 @@
 Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong usage or configuration.
 """
 
+import atexit
+import gc
 import io
 import sys
 from importlib import import_module
@@ -41,6 +43,8 @@ MODULES = {
 To keep start-up fast, a module is imported only when its command runs, and imports what others need with
 `lazy_imports`.
 """
+GC_THRESHOLD = 200_000
+"""New objects after which a command looks for garbage. Its imports make 100,000, and almost none of them is garbage."""
 
 
 class Commands(click.Group):
@@ -118,6 +122,14 @@ def main(traceback: bool) -> None:
     """
     keep_files_private()
     _accept_all_characters()
+    _collect_less()
+
+
+def _collect_less() -> None:
+    """Save the third of a short command's processor time that garbage collection takes. Servers collect as usual."""
+    if MODULES.get(click.get_current_context().invoked_subcommand or "") != "serve":
+        gc.set_threshold(GC_THRESHOLD)
+    atexit.register(gc.freeze)  # Python's last collection, when the memory is returned anyway
 
 
 def _accept_all_characters() -> None:
