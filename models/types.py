@@ -125,6 +125,13 @@ class recorded_time(GenericFunction[datetime]):  # noqa: N801 - a SQL function, 
     inherit_cache = True
 
 
+class minute_of(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """The start of the minute that contains a stored instant."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
 class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
     """An instant plus a number of seconds (float, may be negative)."""
 
@@ -168,6 +175,16 @@ def _sqlite_recorded(element: recorded_time, compiler: SQLCompiler, **kw: object
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now | db_clock, compiler: SQLCompiler, **kw: object) -> str:
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
+
+
+@compiles(minute_of, "postgresql")
+def _postgresql_minute(element: minute_of, compiler: SQLCompiler, **kw: object) -> str:
+    return f"date_trunc('minute', {compiler.process(element.clauses, **kw)})"
+
+
+@compiles(minute_of, "sqlite")
+def _sqlite_minute(element: minute_of, compiler: SQLCompiler, **kw: object) -> str:
+    return f"substr({compiler.process(element.clauses, **kw)}, 1, 16) || ':00.000000+00:00'"
 
 
 @compiles(db_plus, "postgresql")

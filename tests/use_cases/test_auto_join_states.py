@@ -174,8 +174,10 @@ def test_operator_decisions_form_a_chain_per_workspace(engine: Engine) -> None:
 
 def test_workspace_without_admin_is_reported(engine: Engine) -> None:
     apply_events(engine, [*BOTH, member(role="admin")])
-    assert auto_join_policy.without_admin(engine) == []
+    assert auto_join_policy.without_admin(engine, 10) == []
     apply_events(engine, [member("updated", 2)])
-    assert [(row["organization_id"], row["members"]) for row in auto_join_policy.without_admin(engine)] == [(ORG, 1)]
+    assert [(row["organization_id"], row["members"]) for row in auto_join_policy.without_admin(engine, 10)] == [
+        (ORG, 1)
+    ]
     auto_join_policy.refresh_counts(engine)
     assert rows(engine, MirrorState)[0]["without_admin"] == 1

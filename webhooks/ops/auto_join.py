@@ -50,7 +50,7 @@ def add(routes: Blueprint, services: Services) -> None:
             case "domains":
                 return listings.domains_page(engine, place, off=True)
             case "without_admin":
-                return listings.page_of(auto_join_policy.without_admin(engine), place, "organization_id")
+                return listings.without_admin_page(engine, place)
         return listings.missing_members_page(engine, place)
 
     @routes.post("/workspaces/<id:organization_id>/auto-join")

@@ -1,6 +1,5 @@
 """Operators' view of hooks: their status, and retrying or discarding failed deliveries."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -12,7 +11,7 @@ from models.tables import Action, Change, DeliveryStatus, Hook, HookDelivery
 from models.types import Record, db_now
 from worker import audit
 from worker.errors import OperatorError, UnknownIdError
-from worker.kinds.organization import Organization
+from worker.mirror.affected import NOBODY, affected_workspaces
 
 
 def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
@@ -52,8 +51,8 @@ def failures(engine: Engine, limit: int | None = None) -> list[Record]:
     """Return failed deliveries grouped by hook and fingerprint, the largest group first.
 
     A group has the number of its `deliveries`, the times of the `first` and the `last` failure, an `example`: the id of
-    a change, with its `error` and `traceback`, and its `workspaces`: id, name and number of deliveries, the most
-    affected first. The fingerprint and the times are None for deliveries that failed before release 2.0.
+    a change, with its `error` and `traceback`, and the workspaces that it is about, as `affected_workspaces`. The
+    fingerprint and the times are None for deliveries that failed before release 2.0.
     """
     number = func.count()
     group = (HookDelivery.hook, HookDelivery.fingerprint)
@@ -61,23 +60,14 @@ def failures(engine: Engine, limit: int | None = None) -> list[Record]:
     example = func.min(HookDelivery.change_id).label("example")
     failed = HookDelivery.status == DeliveryStatus.FAILED
     query = select(*group, number.label("deliveries"), *times, example).where(failed).group_by(*group)
-    affected = (
-        select(*group, Change.organization_id, Organization.name, number.label("deliveries"))
-        .join(Change, Change.id == HookDelivery.change_id)
-        .outerjoin(Organization, Organization.id == Change.organization_id)
-        .where(failed, Change.organization_id.is_not(None))
-        .group_by(*group, Change.organization_id, Organization.name)
-        .order_by(number.desc(), Change.organization_id)
-    )
+    of_changes = select(HookDelivery).join(Change, Change.id == HookDelivery.change_id).where(failed)
     with read_transaction(engine) as tx:
         groups = all_rows(tx, query.order_by(number.desc(), *group).limit(limit))
-        workspaces: defaultdict[tuple[str, str | None], list[Record]] = defaultdict(list)
-        for row in all_rows(tx, affected):
-            workspaces[row.pop("hook"), row.pop("fingerprint")].append(row)
+        affected = affected_workspaces(tx, of_changes, group, Change.organization_id, "deliveries")
         for row in groups:
             of_example = (HookDelivery.hook == row["hook"], HookDelivery.change_id == row["example"])
             row.update(all_rows(tx, select(HookDelivery.error, HookDelivery.traceback).where(*of_example))[0])
-            row["workspaces"] = workspaces[row["hook"], row["fingerprint"]]
+            row.update(affected.get((row["hook"], row["fingerprint"]), NOBODY))
     return groups
 
 

@@ -4,7 +4,7 @@ The rule that keeps a removed person out is the view `auto_join_blocks` in `mode
 """
 
 import structlog
-from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, exists, func, insert, or_, select, update
 
 from models import tables
 from models.addresses import normalize_address
@@ -27,16 +27,17 @@ from models.tables import (
     WorkspaceSettings,
 )
 from models.types import JsonObject, Record, db_now
-from models.views import auto_join_blocks, auto_join_domains, workspace_members
+from models.views import auto_join_blocks, auto_join_domains, workspace_members, workspaces
 from worker import audit
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
 from worker.kinds.addresses import sent_to
+from worker.kinds.domain import Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, request_search_where, same_person
+from worker.mirror.auto_join import add_joins, request_search_where, same_person
 from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
@@ -215,26 +216,52 @@ def _require(tx: Connection, table: type[Organization | User], what: str, id: st
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:
     """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
     query = eligible_members()
+    found = query.selected_columns
     if organization_id is not None:
-        query = query.where(auto_join_domains.c.organization_id == organization_id)
-    return read_rows(engine, query.order_by(User.email_domain, User.id).limit(limit))
+        query = query.where(found.organization_id == organization_id)
+    return read_rows(engine, query.order_by(found.domain, found.user_id).limit(limit))
 
 
-def eligible_members() -> Select[str, str, str | None, str, str]:
-    """Return the query of `missing_members`."""
-    return eligible().where(neither_member_nor_blocked(auto_join_domains.c.organization_id))
+def eligible_members() -> Select[str, str, str | None, str, str | None]:
+    """Return the query of `missing_members`.
+
+    The views take long for each person, so it first finds the few who have a workspace's domain and no membership.
+    """
+    same = (Membership.organization_id == Domain.organization_id, Membership.user_id == User.id)
+    member = exists().where(*same, Membership.deleted_by.is_(None), Membership.status == "active")
+    person = (User.email_domain.label("domain"), User.id.label("user_id"), User.email)
+    outside = (
+        select(*person, Domain.organization_id)
+        .join(Domain, (Domain.normalized == User.email_domain) & Domain.deleted_by.is_(None))
+        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~member)
+        .distinct()
+        .order_by(User.email_domain, User.id)
+        .subquery()
+        .c
+    )
+    joins, block = auto_join_domains.c, auto_join_blocks.c
+    of_domain = (joins.domain == outside.domain, joins.organization_id == outside.organization_id)
+    default_role = select(joins.default_role).where(*of_domain).scalar_subquery()
+    of_person = (block.organization_id == outside.organization_id, block.user_id == outside.user_id)
+    kept_out = exists(select(block.reason).where(*of_person).offset(0))  # by person, not for all at once
+    columns = (outside.organization_id, outside.user_id, outside.email, outside.domain)
+    return select(*columns, default_role.label("default_role")).where(default_role.is_not(None), ~kept_out)
 
 
-def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
-    """Return the workspaces that have members but no admin, at most `limit`."""
-    return read_rows(engine, _without_admin().limit(limit))
+def without_admin(engine: Engine, limit: int) -> list[Record]:
+    """Return at most `limit` workspaces that have members but no admin, sorted by id."""
+    return read_rows(engine, lacking_admin().order_by(workspaces.c.organization_id).limit(limit))
 
 
-def _without_admin() -> Select[str, str | None, int]:
-    member = workspace_members.c
-    admins = func.count().filter(member.role == "admin")
-    columns = (member.organization_id, member.workspace_name)
-    return select(*columns, func.count().label("members")).group_by(*columns).having(admins == 0).order_by(*columns)
+def lacking_admin() -> Select[str, str | None, int]:
+    """Return the query of `without_admin`."""
+    workspace, member = workspaces.c, workspace_members.c
+    members = select(member.user_id).where(member.organization_id == workspace.organization_id)
+    # One workspace after the other, until there are enough.
+    has_members, has_admin = exists(members.offset(0)), exists(members.where(member.role == "admin").offset(0))
+    number = members.with_only_columns(func.count()).scalar_subquery().label("members")
+    columns = (workspace.organization_id, workspace.name.label("workspace_name"), number)
+    return select(*columns).where(workspace.state == "active", has_members, ~has_admin)
 
 
 def joins(
@@ -256,7 +283,7 @@ def refresh_counts(engine: Engine) -> None:
     with read_transaction(engine) as tx:
         missing_joins, without = (
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-            for query in (eligible_members(), _without_admin())
+            for query in (eligible_members(), lacking_admin())
         )
     in_transaction(engine, _store_counts, missing_joins, without)
 

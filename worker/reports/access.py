@@ -1,9 +1,11 @@
 """Who has access to which workspace, which domains auto-join, and which invitations block, each with the reason."""
 
 import re
+from collections.abc import Container
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Row, case, exists, func, select
 
 from models.rows import all_rows
 from models.tables import (
@@ -279,13 +281,18 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     joining = {(row.domain, row.organization_id) for row in tx.execute(select(auto_join_domains).where(claimed))}
     owners = Organization.id.in_({claim.organization_id for claim in found})
     names = dict(tx.execute(select(Organization.id, Organization.name).where(owners)).all())
+    public = select(PublicDomain.domain).where(PublicDomain.domain.in_({claim.normalized for claim in found}))
+    providers = set(tx.execute(public).scalars())
+    own = WorkspaceSettings.organization_id.in_({claim.organization_id for claim in found})
+    settings = {row.organization_id: row for row in tx.execute(select(WorkspaceSettings.__table__).where(own))}
     states = []
     for claim in found:
         if claim.id not in selected:
             continue
         state, reason = statuses[claim.id]
         on = state is AutoJoinState.VERIFIED and (claim.normalized, claim.organization_id) in joining
-        why_not = WHY_NOT[state].format(reason or "") or _why_off(tx, claim, mode)
+        why_off = _why_off(claim, mode, providers, settings.get(claim.organization_id))
+        why_not = WHY_NOT[state].format(reason or "") or why_off
         if state is AutoJoinState.CONFLICTED:
             why_not = re.sub(r"\borg_\w+", lambda id: f"{names.get(id[0]) or 'unnamed'} ({id[0]})", why_not)
         states.append(
@@ -302,14 +309,14 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     return sorted(states, key=lambda row: (str(row["domain"]), str(row["id"])))
 
 
-def _why_off(tx: Connection, claim: auto_join.DomainClaim, mode: AutoJoinMode) -> str:
-    """Return why nobody joins by a domain that exactly one workspace has verified."""
+def _why_off(
+    claim: auto_join.DomainClaim, mode: AutoJoinMode, providers: Container[str], settings: Row[Any] | None
+) -> str:
+    """Return why nobody joins by a domain that exactly one workspace, with these settings, has verified."""
     if claim.normalized is None:
         return "not a valid domain name"
-    if tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == claim.normalized)).one_or_none():
+    if claim.normalized in providers:
         return "domain of a public mail provider"
     if mode == AutoJoinMode.OFF:
         return "AUTO_JOIN is off"
-    settings = select(WorkspaceSettings.who, WorkspaceSettings.why)
-    row = tx.execute(settings.where(WorkspaceSettings.organization_id == claim.organization_id)).one_or_none()
-    return f"switched off by {row.who}: {row.why}" if row else "not in effect yet"
+    return f"switched off by {settings.who}: {settings.why}" if settings else "not in effect yet"

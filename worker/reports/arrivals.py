@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, ScalarSelect, func, se
 
 from models.database import read_transaction
 from models.tables import Event, EventStatus
-from models.types import db_now, inline_literal
+from models.types import db_now, inline_literal, minute_of
 from worker.inbox.store import TEST_TYPE
 from worker.metrics import refused_by_minute
 
@@ -119,4 +119,8 @@ def _by_bar(tx: Connection, which: ColumnElement[bool], first: datetime, width: 
     """Return the number of events that meet `which`, by the start of their bar."""
     at = Event.received_at
     some = select(at).where(which, at >= first).order_by(at.desc()).limit(MAX_LISTED)
-    return Counter(_start_of(found, width) for found in tx.execute(some).scalars())
+    minute = minute_of(some.subquery().c.received_at)
+    bars: Counter[datetime] = Counter()
+    for start, number in tx.execute(select(minute, func.count()).group_by(minute)):
+        bars[_start_of(start, width)] += number
+    return bars

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, false, or_
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, false, func, or_
 
 from models.addresses import normalize_domain
 from worker.kinds.invitation import Invitation
@@ -27,8 +27,12 @@ def has_part_of_address(table: type[User] | type[Invitation], text: str) -> Colu
 
 def contain_words(columns: Sequence[SQLColumnExpression[Any]], text: str) -> ColumnElement[bool]:
     """Return the condition that each of the first `MAX_WORDS` words is in one of the columns, in any case."""
-    words = text.split()[:MAX_WORDS]
-    return and_(*(or_(*(contains(column, word) for column in columns)) for word in words))
+    # The columns as one text: the database converts it once for each word. No word contains the space between them.
+    first, *others = (func.coalesce(column, "") for column in columns)
+    joined: ColumnElement[str] = first
+    for other in others:
+        joined = joined + " " + other
+    return and_(*(contains(joined, word) for word in text.split()[:MAX_WORDS]))
 
 
 def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:

@@ -6,7 +6,7 @@ aware, in UTC.
 """
 
 from worker.reports.listings.audit import audit_page, list_audit
-from worker.reports.listings.auto_join import joins_page, missing_members_page
+from worker.reports.listings.auto_join import joins_page, missing_members_page, without_admin_page
 from worker.reports.listings.events import events_page, failures, list_events, show_event
 from worker.reports.listings.hooks import deliveries_page
 from worker.reports.listings.mirror import (
@@ -76,6 +76,7 @@ __all__ = [
     "show_event",
     "sign_in_page",
     "with_counts",
+    "without_admin_page",
     "workspace",
     "workspaces_page",
 ]

@@ -4,6 +4,7 @@ from sqlalchemy import Engine, false, select
 
 from models.database import read_transaction
 from models.tables import Join, JoinState
+from models.views import workspaces
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
 from worker.reports.listings.names import with_names
@@ -23,8 +24,15 @@ def joins_page(engine: Engine, place: Place, *, state: str | None = None) -> Pag
 
 def missing_members_page(engine: Engine, place: Place) -> Page:
     """Return a page of `auto_join_policy.missing_members`, sorted by domain, as `with_names`. It has no total."""
+    query = auto_join_policy.eligible_members()
+    found = query.selected_columns
     with read_transaction(engine) as tx:
-        page = read_page(
-            tx, auto_join_policy.eligible_members(), place, User.email_domain, User.id.label("user_id"), counted=False
-        )
+        page = read_page(tx, query, place, found.domain, found.user_id, counted=False)
         return page._replace(rows=with_names(tx, page.rows))
+
+
+def without_admin_page(engine: Engine, place: Place) -> Page:
+    """Return a page of `auto_join_policy.without_admin`. It has no total."""
+    id = workspaces.c.organization_id
+    with read_transaction(engine) as tx:
+        return read_page(tx, auto_join_policy.lacking_admin(), place, id, id, counted=False)

@@ -1,7 +1,6 @@
 """The list of events in the inbox, failed events by their error, and the details of one event."""
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,9 @@ from models.types import Record, inline_literal
 from worker.inbox.selection import Selection
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
+from worker.mirror.affected import NOBODY, affected_workspaces
 from worker.mirror.uncertainty import subject_of
-from worker.reports.listings.names import with_names, workspace_names
+from worker.reports.listings.names import with_names
 from worker.reports.listings.paging import Page, Place, beyond, read_page
 
 MAX_DEPTH = 100
@@ -59,28 +59,22 @@ def failures(engine: Engine, limit: int | None = None) -> list[Record]:
     """Return failed events grouped by the fingerprint of their error, the largest group first.
 
     A group has the number of its `events`, their smallest `type`, the times of the `first` and the `last`, an `example`
-    with its `error` and `traceback`, and its `workspaces`: id, name and number of events, the most affected first.
+    with its `error` and `traceback`, and the workspaces that it is about, as `affected_workspaces`.
     """
     number = func.count()
     group = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
     times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
     failed = Event.status == inline_literal(EventStatus.FAILED)
     query = select(*group, *times, func.min(Event.id).label("example")).where(failed).group_by(Event.fingerprint)
-    of_workspace = (Event.fingerprint, Event.organization_id, number.label("events"))
-    affected = select(*of_workspace).where(failed).group_by(*of_workspace[:2])
     with read_transaction(engine) as tx:
         groups = all_rows(tx, query.order_by(number.desc(), Event.fingerprint).limit(limit))
         examples = Event.id.in_([row["example"] for row in groups])
         texts = {row["id"]: row for row in all_rows(tx, select(Event.id, Event.error, Event.traceback).where(examples))}
-        workspaces: defaultdict[str | None, list[Record]] = defaultdict(list)
-        for row in all_rows(tx, affected.order_by(number.desc(), Event.organization_id)):
-            if row["organization_id"] is not None:
-                workspaces[row.pop("fingerprint")].append(row)
-        names = workspace_names(tx, (row["organization_id"] for rows in workspaces.values() for row in rows))
+        events, workspace = select(Event).where(failed), Event.organization_id
+        affected = affected_workspaces(tx, events, [Event.fingerprint], workspace, "events")
     for row in groups:
-        row |= {name: texts[row["example"]][name] for name in ("error", "traceback")}
-        found = workspaces[row["fingerprint"]]
-        row["workspaces"] = [each | {"name": names.get(each["organization_id"])} for each in found]
+        row.update({name: texts[row["example"]][name] for name in ("error", "traceback")})
+        row.update(affected.get((row["fingerprint"],), NOBODY))
     return groups
 
 
