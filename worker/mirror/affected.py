@@ -32,7 +32,7 @@ def affected_workspaces(
     # No order among equal numbers: to compare the ids would take as long as all the rest.
     place = func.row_number().over(partition_by=group, order_by=number.desc())
     keys: list[Label[Any]] = [column.label(f"key_{n}") for n, column in enumerate(group)]
-    workspace = organization_id.label("organization_id")
+    workspace: Label[Any] = organization_id.label("organization_id")
     columns = (*keys, workspace, number.label("number"), place.label("place"))
     counted = failures.with_only_columns(*columns, maintain_column_froms=True)
     found = counted.where(organization_id.is_not(None)).group_by(*group, organization_id).subquery().c
