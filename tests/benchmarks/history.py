@@ -53,8 +53,7 @@ LISTS = {
     "INSERT INTO events (id, type, source, received_at, last_delivered_at, webhook_at, due_at, status, attempts, "
     "error, fingerprint, kind, object_id, organization_id)": "SELECT 'event_failed_' || n, "
     "'organization_membership.updated', 'webhook', {ago}, {ago}, {ago}, {ago}, 'failed', 1, 'no email', 'f' || n % 7, "
-    "'membership', "
-    "'om_' || n, 'org_' || (n / {each}) FROM ({all}) AS t",
+    "'membership', 'om_' || n, 'org_' || (n / {each}) FROM ({series}) AS t",
     "INSERT INTO runs (id, task, requested_by, status, phase, created_at, finished_at)": "SELECT 'run' || n, 'resync', "
     "'clock', 'done', 'none', {ago}, {ago} FROM ({series}) AS t",
     "INSERT INTO drift (run_id, kind, object_id, organization_id, finding, action)": "SELECT 'run0', "
@@ -68,13 +67,13 @@ LISTS = {
     "INSERT INTO hooks (name, cursor)": "VALUES ('sessions', 1)",
     "INSERT INTO hook_deliveries (hook, change_id, kind, object_id, status, attempts, error, fingerprint, "
     "attempted_at)": "SELECT 'sessions', n + 1, 'user', 'user_' || n, 'failed', 9, 'answered 50' || (n % 3), "
-    "'f' || (n % 3), {ago} FROM ({all}) AS t",
+    "'f' || (n % 3), {ago} FROM ({series}) AS t",
 }
 """Statement → what it writes."""
 
 
 def fill_lists(engine: Engine, number: int, members: int) -> None:
-    """Insert `number` runs and connections, and `members` failed events and deliveries, differences and audit rows."""
+    """Insert `number` failed events and deliveries, runs and connections, and `members` differences and audit rows."""
     kind = engine.dialect.name
     series = {"series": SERIES[kind].replace(":most", str(number)), "all": SERIES[kind].replace(":most", str(members))}
     with write_transaction(engine) as tx:

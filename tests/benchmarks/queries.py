@@ -52,7 +52,7 @@ PAGES: Mapping[str, Callable[[int], str]] = {
     "events, error": lambda _: "/ops/events?fingerprint=f3",
     "events, period": lambda _: "/ops/events?status=failed&since=1d&until=2h",
     "event": lambda n: f"/ops/events/event_past_{n}",
-    "event, failed": lambda n: f"/ops/events/event_failed_{n}",
+    "event, failed": lambda n: f"/ops/events/event_failed_{n % MEMBERS_OF_ONE}",
     "failures": lambda _: "/ops/failures",
     "workspaces": lambda _: "/ops/workspaces",
     "workspaces, later page": lambda n: f"/ops/workspaces?after={_org(n)}",

@@ -9,6 +9,7 @@ from models.addresses import normalize_domain
 from worker.kinds.invitation import Invitation
 from worker.kinds.user import User
 
+ESCAPE = "/"
 MAX_WORDS = 20
 """Words of a text that are searched for. Each is a condition; thousands would keep the database busy for seconds."""
 
@@ -39,4 +40,11 @@ def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]
     """Return the condition that a column contains a text in any case."""
     # SQLite ignores the case of ASCII letters only.
     spelled = {text} if text.isascii() else {text, text.lower(), text.upper(), text.title()}
-    return or_(*(column.icontains(each, autoescape=True) for each in spelled))
+    # Not ILIKE, for which PostgreSQL converts the text again for each row.
+    return or_(*(func.lower(column).like(func.lower(_pattern(each)), escape=ESCAPE) for each in spelled))
+
+
+def _pattern(text: str) -> str:
+    for character in (ESCAPE, "%", "_"):
+        text = text.replace(character, ESCAPE + character)
+    return f"%{text}%"
