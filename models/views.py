@@ -10,7 +10,23 @@ by an index.
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Float, Integer, MetaData, Subquery, Table, Text, column, inspect, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Function,
+    Integer,
+    MetaData,
+    SQLColumnExpression,
+    Subquery,
+    Table,
+    TableValuedAlias,
+    Text,
+    column,
+    func,
+    inspect,
+    text,
+)
 
 from models.types import JsonValue, UtcDateTime
 
@@ -69,6 +85,14 @@ FUNCTIONS = {
 The items of a JSON list (`value`), the fields of a JSON object (`key`, `value`), the time, the age of
 `tail.complete_to` in seconds, and `COMMON`.
 """
+
+
+def json_items(tx: Connection, items: SQLColumnExpression[Any]) -> TableValuedAlias:
+    """Return the items of a JSON list as rows, which have them as `value`."""
+    function: Function[Any] = getattr(func, FUNCTIONS[tx.dialect.name]["json_items"])(items)
+    return function.table_valued("value")
+
+
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 

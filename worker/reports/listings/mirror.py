@@ -1,7 +1,7 @@
 """Lists of what the mirror holds: workspaces, access, people, domains, invitations, permissions and changes."""
 
-import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 
@@ -10,15 +10,13 @@ from sqlalchemy import (
     Connection,
     Engine,
     FromClause,
-    Select,
     Table,
-    Text,
     and_,
-    cast,
     exists,
     func,
     or_,
     select,
+    true,
 )
 
 from models.addresses import normalize_domain
@@ -26,7 +24,15 @@ from models.database import read_transaction
 from models.rows import all_rows, one_row, read_rows
 from models.tables import Change, FailedEffect
 from models.types import Record
-from models.views import auto_join_domains, seats, sign_in_methods, workspace_invitations, workspace_members, workspaces
+from models.views import (
+    auto_join_domains,
+    json_items,
+    seats,
+    sign_in_methods,
+    workspace_invitations,
+    workspace_members,
+    workspaces,
+)
 from worker.kinds.addresses import has_address
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
@@ -209,7 +215,9 @@ def _domains(organization_id: str | None, off: bool) -> list[ColumnElement[bool]
     if off:
         view = auto_join_domains.c
         joining = (view.domain == Domain.normalized, view.organization_id == Domain.organization_id)
-        which.append(~exists().where(*joining))
+        which.append(
+            ~exists(select(view.domain).where(*joining).offset(0))
+        )  # one after the other, until a page is full
     return which
 
 
@@ -329,10 +337,19 @@ def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 5
     live = select(Permission.__table__).where(Permission.deleted_by.is_(None)).order_by(Permission.id).limit(limit)
     with read_transaction(engine) as tx:
         found = all_rows(tx, live.where(Permission.id > (after or "")))
-        return [row | {"roles": list(tx.execute(_roles_granting(row["id"])).scalars())} for row in found]
+        granting = _roles_granting(tx, [row["id"] for row in found])
+    return [row | {"roles": granting[row["id"]]} for row in found]
 
 
-def _roles_granting(slug: str) -> Select[str]:
-    grants = cast(Role.permissions, Text).contains(json.dumps(slug), autoescape=True)
-    in_order = (Role.organization_id.is_not(None), Role.id)
-    return select(Role.id).where(Role.deleted_by.is_(None), grants).order_by(*in_order).limit(MAX_ROLES)
+def _roles_granting(tx: Connection, slugs: Sequence[str]) -> Mapping[str, list[str]]:
+    """Return the roles that grant each of these permissions."""
+    granted = json_items(tx, Role.permissions)
+    slug = granted.c.value
+    place = func.row_number().over(partition_by=slug, order_by=(Role.organization_id.is_not(None), Role.id))
+    roles = select(slug, Role.id, place.label("place")).select_from(Role).join(granted, true())
+    live = roles.where(Role.deleted_by.is_(None), slug.in_(slugs)).subquery().c
+    first = select(live.value, live.id).where(live.place <= MAX_ROLES).order_by(live.value, live.place)
+    granting = defaultdict[str, list[str]](list)
+    for permission, role in tx.execute(first):
+        granting[permission].append(role)
+    return granting
