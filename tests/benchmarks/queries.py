@@ -156,7 +156,7 @@ class Times:
 def rows(bench: Bench) -> Iterator[Row]:
     """Yield one row for each kind of database, with a mark for each page. Prints all pages of a database as a table."""
     events, members = bench.size((10_000_000, 500_000) if bench.large else (1_000_000, 100_000), (2_000, 200))
-    calls = bench.size(40, 2)
+    calls = bench.size(30, 2)
     for kind in bench.kinds:
         with bench.database(kind) as url, bench.engine(url) as engine:
             fill(engine, members, 1)
