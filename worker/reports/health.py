@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    ScalarSelect,
     Select,
     SQLColumnExpression,
     and_,
@@ -478,11 +479,10 @@ def _oldest_revocation() -> Select[datetime, str | None]:
 
 def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[str]) -> dict[str, int]:
     """Return the number of rows with each value, at most 10,000 each; values without a row are omitted."""
-    found = {}
-    for value in values:
-        some = select(literal(1)).where(column == value).limit(MAX_COUNTED).subquery()
-        found[str(value)] = tx.execute(select(func.count()).select_from(some)).scalar_one()
-    return {value: number for value, number in found.items() if number}
+    words = list(values)
+    some = (select(literal(1)).where(column == value).limit(MAX_COUNTED).subquery() for value in words)
+    numbers = tx.execute(select(*(select(func.count()).select_from(rows).scalar_subquery() for rows in some))).one()
+    return {str(value): number for value, number in zip(words, numbers, strict=True) if number}
 
 
 def _last_resync(tx: Connection, now: datetime) -> Resync | None:
@@ -503,14 +503,14 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
         seconds=(last.finished_at - last.created_at).total_seconds(),
         age_seconds=(now - last.finished_at).total_seconds(),
         drift={(kind, finding): number for kind, finding, number in counted_drift} if done else None,
-        withheld=sum(_live(tx, kind, withheld) for kind in KINDS.values()),
+        withheld=sum(tx.execute(select(*(_live(kind, withheld) for kind in KINDS.values()))).one()),
     )
 
 
-def _live(tx: Connection, kind: Kind, which: Iterable[ColumnElement[bool]]) -> int:
-    """Count the objects of a kind in rows of `drift` that are still live: an event may have deleted them since."""
+def _live(kind: Kind, which: Iterable[ColumnElement[bool]]) -> ScalarSelect[int]:
+    """Return the number of objects of a kind in rows of `drift` that are still live: an event may have deleted them."""
     live = exists().where(kind.table.id == Drift.object_id, kind.table.deleted_by.is_(None))
-    return tx.execute(select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which)).scalar_one()
+    return select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which).scalar_subquery()
 
 
 def _seconds_since_resync(tx: Connection, now: datetime) -> float | None:
