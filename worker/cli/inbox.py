@@ -119,13 +119,19 @@ def events_failures(out: output.Listing) -> None:
     To retry a group, pass its fingerprint to `workos-sync replay --fingerprint`. Exit code 1 if any event failed.
     """
     rows = listings.failures(migrated_engine())
-    names = (", ".join(each["name"] or each["organization_id"] for each in row["workspaces"]) for row in rows)
-    groups = [row | {"workspaces": workspaces} for row, workspaces in zip(rows, names, strict=True)]
+    groups = [row | {"workspaces": _affected(row)} for row in rows]
     out.show(rows, people=layout.blocks(GROUP, groups, output.width(), lead=1))
     if rows and out.for_people:
         output.note("to see an event: workos-sync events show EXAMPLE")
         output.note("to retry a group: workos-sync replay --fingerprint FINGERPRINT --reason TEXT")
     sys.exit(1 if rows else 0)
+
+
+def _affected(group: dict[str, Any]) -> str:
+    """Return the names of the workspaces that a group is about, and the number of those that it does not name."""
+    names = [each["name"] or each["organization_id"] for each in group["workspaces"]]
+    more = group["affected"] - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
 @events.command("dismiss")
