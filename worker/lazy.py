@@ -49,15 +49,3 @@ def lazy_imports() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(_Finder)
-
-
-@contextmanager
-def hidden(package: str) -> Iterator[None]:
-    """Make the modules that are first imported in this block do without an optional package."""
-    found = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == package}
-    sys.modules[package] = None  # type: ignore[assignment]  # Python's own way to say that it cannot be imported
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-        sys.modules.update(found)

@@ -6,12 +6,10 @@ import re
 import sys
 from typing import Literal
 
-from worker.errors import causes_of, place_in, stack_of, unexpected
-from worker.lazy import hidden
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
-with hidden("rich"):  # for tracebacks, which no line has (`_describe_exception`), and slow to import
-    import structlog
-    from structlog.typing import EventDict, Processor, WrappedLogger
+from worker.errors import causes_of, place_in, stack_of, unexpected
 
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 """Fields that are logged as `withheld`: logs must not contain e-mail addresses, secrets, signatures or payloads."""

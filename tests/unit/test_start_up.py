@@ -60,5 +60,5 @@ def test_help_version_and_usage_errors_import_no_slow_library() -> None:
 
 
 def test_a_report_of_the_database_imports_neither_redis_nor_workos(make_database: Any) -> None:
-    allowed = {"sqlalchemy", "pydantic", "structlog", "asyncio"}
+    allowed = {"sqlalchemy", "pydantic", "structlog", "rich.console", "asyncio"}
     assert imported(REPORT, make_database("sqlite")) <= allowed
