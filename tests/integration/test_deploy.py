@@ -89,6 +89,7 @@ class Installation:
 
     def __init__(self, commands: Commands, engine: Engine, endpoint: socket.socket) -> None:
         self._commands, self._engine, self._socket = commands, engine, endpoint
+        commands.executed = True  # each with the modules of its release
         self._running: dict[str, Command] = {}
 
     def restart(self, release: Path) -> None:

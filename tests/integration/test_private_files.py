@@ -30,12 +30,13 @@ def run_all(commands: Commands, database_url: str) -> None:
     """Run every process until an event has gone through all of them."""
     migrate = commands.start("migrate")
     assert migrate.process.wait(60) == 0, migrate.output()
-    clock = commands.start("clock", SWEEP_SECONDS=0.2)
-    worker = commands.start("worker", "--processes", "1")
-    commands.web()
     engine = open_engine(database_url)
     store(engine, new_users(1))
-    eventually(lambda: "sweep_rang" in clock.output() and pending(engine) == 0, 30)
+    clock = commands.start("clock", SWEEP_SECONDS=0.2)
+    eventually(lambda: "sweep_rang" in clock.output(), 30)
+    worker = commands.start("worker", "--processes", "1")
+    commands.web()
+    eventually(lambda: pending(engine) == 0, 30)
     engine.dispose()
     assert worker.process.poll() is None
 

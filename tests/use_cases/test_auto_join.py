@@ -156,7 +156,7 @@ TABLE = [
         [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL)],
         None,
         None,
-        "in conflict: also verified by org_rival",
+        "in conflict: also verified by org_rival (org_rival)",
     ),
     Row(
         "in conflict with a workspace not in the mirror yet",

@@ -49,10 +49,10 @@ errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).
 TASKS = ("redis", "heartbeat", "sweep", "schedule", "watch", "counts", "joins", "hooks", "sessions")
 LANES = {
     DRAIN: ("worker.inbox.drain.Drain.__call__", "bell", True),
-    REPAIR: ("worker.repair.work.Repair.all", "repair_bell", None),
+    REPAIR: ("worker.repair.work.Repair.work_on_all", "repair_bell", None),
     PROVISION: ("worker.provisioning.provision", "provision_bell", False),
     HOOKS: ("worker.hooks.threads.HookThreads.wake", "hooks_bell", None),
-    SESSIONS: ("worker.repair.sessions.SessionRevoker.all", "sessions_bell", None),
+    SESSIONS: ("worker.repair.sessions.SessionRevoker.revoke_due", "sessions_bell", None),
 }
 """For each lane, the function that does its work, its bell, and what the function returns when no work is left."""
 

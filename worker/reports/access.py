@@ -294,7 +294,9 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
         why_off = _why_off(claim, mode, providers, settings.get(claim.organization_id))
         why_not = WHY_NOT[state].format(reason or "") or why_off
         if state is AutoJoinState.CONFLICTED:
-            why_not = re.sub(r"\borg_\w+", lambda id: f"{names.get(id[0]) or 'unnamed'} ({id[0]})", why_not)
+            why_not = re.sub(
+                r"\borg_\w+", lambda id: f"{name} ({id[0]})" if (name := names.get(id[0])) else id[0], why_not
+            )
         states.append(
             {
                 "id": claim.id,
