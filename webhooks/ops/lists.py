@@ -1,4 +1,4 @@
-"""What the pages with lists share: which page of the list, and the filters, the address names."""
+"""Shared by pages with lists: the page and the filters that the address names."""
 
 from collections.abc import Callable
 from datetime import datetime

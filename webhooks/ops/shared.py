@@ -1,4 +1,4 @@
-"""What several pages share: the reason field of a form, and starting runs."""
+"""Shared by pages: the reason field of a form, and starting runs."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What `web`, `worker`, `clock` and `up` print on a terminal when they start."""
+"""The lines that `web`, `worker`, `clock` and `up` print on a terminal when they start."""
 
 from collections.abc import Iterator, Sequence
 from socket import socket

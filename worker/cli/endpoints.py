@@ -110,7 +110,7 @@ def _record(engine: Engine, by: audit.Actor, host: str | None, id: str, changes:
 
 
 class _Answer(NamedTuple):
-    """What was done with an endpoint: in words, and for programs. Only a new endpoint has a secret."""
+    """The result of a change of an endpoint, in words and for programs. Only a new endpoint has a secret."""
 
     id: str
     text: str

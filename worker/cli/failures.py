@@ -1,4 +1,4 @@
-"""What a command prints about an error, and how it exits."""
+"""The message and the exit code of a command that fails."""
 
 from http import HTTPStatus
 

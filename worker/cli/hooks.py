@@ -38,7 +38,7 @@ GROUP = (
     *(Column("hook"), Column("deliveries"), Column("attempts")),
     *(Column("changes"), Column("more", "and"), Column("error", fit=Fit.WRAP)),
 )
-"""What a terminal shows of deliveries that failed with the same error."""
+"""The fields of a group of failed deliveries on a terminal. Its deliveries failed with the same error."""
 
 
 @click.group()

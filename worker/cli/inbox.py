@@ -36,7 +36,7 @@ GROUP = (
     *(Column("fingerprint"), Column("events"), Column("type"), Column("first"), Column("last"), Column("example")),
     *(Column("workspaces", fit=Fit.WRAP), Column("error", fit=Fit.WRAP), Column("traceback", fit=Fit.WRAP)),
 )
-"""What a terminal shows of events that failed with the same error."""
+"""The fields of a group of failed events on a terminal. Its events failed with the same error."""
 
 
 @click.group()

@@ -46,12 +46,12 @@ HEADINGS = {
     "late": "late webhooks",
     "event_at": "as of",
 }
-"""What people see for a field whose name in JSON is not clear by itself."""
+"""Titles of fields whose name in JSON is not clear by itself."""
 AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 class Fit(Enum):
-    """What a table may do with a value that is too long."""
+    """The ways in which a table may shorten a value that is too long."""
 
     WHOLE = auto()
     """Nothing: an id, a word, a number or a time."""

@@ -1,4 +1,4 @@
-"""What commands print: for people on a terminal, as tab-separated lines elsewhere, or as JSON.
+"""The output of commands: for people on a terminal, as tab-separated lines elsewhere, or as JSON.
 
 A list command declares its columns once, with `listing`. The answer goes to standard output, notes to standard error.
 """

@@ -48,7 +48,7 @@ COUNTS_SECONDS = 300.0
 
 
 Program = Callable[[], None]
-"""What a supervised process runs until it is stopped."""
+"""A function that a supervised process runs until it is stopped."""
 
 
 class _Part(NamedTuple):

@@ -30,7 +30,7 @@ MAX_TABLE_ROWS = 200
 """Maximum number of rows of a drift report printed as a table. `--json` prints all."""
 
 ABOUT = ("id", "task", "status", "organization_id", "requested_by", "reason", "created_at", "finished_at")
-"""What is printed of every run but a replay."""
+"""The fields that are printed of every run but a replay."""
 DRIFT = (
     Column("kind"),
     Column("object_id"),

@@ -1,4 +1,4 @@
-"""What several commands need: who calls, and an open database, Redis and WorkOS."""
+"""Shared by commands: the operator's name, and an open database, Redis and WorkOS."""
 
 from __future__ import annotations  # so that an annotation imports nothing
 

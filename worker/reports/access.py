@@ -230,7 +230,7 @@ def _until(effect: Record) -> str:
     return f"{ends}, or the event is applied or dismissed" if effect["stored"] else ends
 
 
-def invitation_states(tx: Connection, *which: ColumnElement[bool], limit: int | None = None) -> list[Record]:
+def invitation_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     """Return a row for each invitation that meets `which`: its status now, whether it blocks auto-join, and why.
 
     The rows are sorted by creation and id, the newest first. `email` is None once erased. Times are aware, in UTC.
@@ -248,7 +248,7 @@ def invitation_states(tx: Connection, *which: ColumnElement[bool], limit: int | 
         unblocked.label("unblocked"),
     )
     newest_first = (Invitation.created_at.desc(), Invitation.id)
-    found = all_rows(tx, query.where(*which, Invitation.revision > 0).order_by(*newest_first).limit(limit))
+    found = all_rows(tx, query.where(*which, Invitation.revision > 0).order_by(*newest_first))
     return [_with_block(row) for row in found]
 
 

@@ -31,7 +31,7 @@ HOOK_BEHIND = 1000
 REVOCATION_SECONDS = 300
 """Sessions are revoked within seconds. A deleted workspace of many members takes longer, because of the rate limit."""
 REASONS = {"mismatch": "wrong", "missing": "without one"}
-"""What people read for a reason of refused signatures."""
+"""The words for each reason of refused signatures."""
 RUNBOOK = "docs/operations.md"
 CLOCK = "clock"
 """The process, among the lanes in `needs`."""

@@ -1,4 +1,4 @@
-"""What an action that waits for an operator would change, in numbers of people."""
+"""The effect of an action that waits for an operator, in numbers of people."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What is measured about the installation. `worker.reports.conditions` decides what of it is wrong."""
+"""Measurements of the installation. `worker.reports.conditions` decides which of them are wrong."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Who had access at an earlier time as WorkOS had it, reconstructed from `changes` and `late_versions`.
+"""Access at an earlier time as WorkOS had it, reconstructed from `changes` and `late_versions`.
 
 Both have WorkOS's time of each state. An event says when WorkOS made a change. A change that only a read found was made
 in an interval. Within such intervals, the answer is found for both possibilities: the change had not been made yet, and

@@ -1,4 +1,4 @@
-"""What settings would change if a worker started with them: whose role, who would join, and by which domains."""
+"""The effect of settings if a worker started with them: changed roles, and people who would join, by domain."""
 
 from sqlalchemy import Connection, Engine, exists, select
 

@@ -25,7 +25,7 @@ class RootCause(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """What is wrong, with the effects in brackets."""
+        """The problem, with its effects in brackets."""
         return self.condition.sentence + (f" (therefore {'; '.join(self.effects)})" if self.effects else "")
 
     @property
@@ -36,7 +36,7 @@ class RootCause(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What holds now, the worst first."""
+    """The conditions that hold now, the worst first."""
 
     health: Health
     conditions: list[ActiveCondition]

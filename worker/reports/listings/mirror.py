@@ -188,9 +188,9 @@ def people_page(engine: Engine, place: Place, *, search: str | None = None, dele
         page = read_page(tx, query, place, func.coalesce(User.email, ""), User.id)
         view = workspace_members.c
         of_person = (view.user_id, view.organization_id, view.workspace_name, view.role)
-        theirs = select(*of_person).where(view.user_id.in_([row["id"] for row in page.rows]))
+        workspaces_of_people = select(*of_person).where(view.user_id.in_([row["id"] for row in page.rows]))
         workspaces: dict[str, list[Record]] = {row["id"]: [] for row in page.rows}
-        for row in all_rows(tx, theirs.order_by(view.workspace_name, view.organization_id)):
+        for row in all_rows(tx, workspaces_of_people.order_by(view.workspace_name, view.organization_id)):
             workspaces[row.pop("user_id")].append(row)
     return page._replace(rows=[row | {"workspaces": workspaces[row["id"]]} for row in page.rows])
 

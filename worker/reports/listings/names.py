@@ -1,4 +1,4 @@
-"""What people call the objects that rows name by id."""
+"""Names of the objects that rows name by id."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
