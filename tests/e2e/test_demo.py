@@ -70,8 +70,7 @@ def number_of(name: str, output: str) -> int:
 
 
 def test_demo_ends_with_a_mirror_equal_to_workos(folder: Path) -> None:
-    """On PostgreSQL: `.ci/run` runs `make demo`, which uses SQLite."""
-    demo = start(folder, "--events", "200", "--companies", "6", "--database", "postgres")
+    demo = start(folder, "--events", "200", "--companies", "6")
     output, _ = demo.communicate()
     assert demo.returncode == 0, output
     assert VERDICT.fullmatch(output.splitlines()[-1]), output

@@ -64,7 +64,9 @@ SETTINGS = """
 source_paths = ["models", "worker", "webhooks"]
 only_mutate = {sources}
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-n", "0", "--hypothesis-seed=0", "-m", "not long", "-k", "{left_out}"]
+pytest_add_cli_args = [
+  "-p", "no:cacheprovider", "-n", "0", "--both-databases", "--hypothesis-seed=0", "-m", "not long", "-k", "{left_out}"
+]
 timeout_constant = 20.0
 timeout_multiplier = 3.0
 type_check_command = ["mypy", {packages}, "--output", "json", "--config-file", "../mypy.ini"]
@@ -145,7 +147,10 @@ def mutants_of(view: str) -> bool:
     """Mutate one view; return whether every mutant is killed on both databases. Prints a row, and survivors."""
     plugin = views.Mutation(view)
     with (WORK / f"{view}.log").open("w") as log, redirect_stdout(log):
-        ended = pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", *view_tests(view)], [plugin, views])
+        ended = pytest.main(
+            ["-q", "-n", "0", "-p", "no:cacheprovider", "--both-databases", "--tb=no", *view_tests(view)],
+            [plugin, views],
+        )
     if ended not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         sys.exit((WORK / f"{view}.log").read_text()[-2000:])
     alive = plugin.alive()

@@ -2,9 +2,13 @@
 
 import fcntl
 import itertools
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+MANY_CASES = 4
 
 
 def long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
@@ -25,6 +29,36 @@ def long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item
         ordered += piece + others[:number]
         rest = others[number:]
     return ordered
+
+
+def one_database_each(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Split the tests into those to run and those to leave out.
+
+    Of a test with at least `MANY_CASES` cases on two databases, each case runs on one: on the first and the second in
+    turn. All other tests run on both.
+    """
+    cases: dict[object, dict[object, int]] = defaultdict(dict)
+    on_two = [(item, _case(item)) for item in items if "db_url" in _parameters(item)]
+    for item, case in on_two:
+        of_test = cases[item.path, getattr(item, "originalname", "")]
+        of_test.setdefault(case, len(of_test))
+    left_out = {
+        id(item): item
+        for item, case in on_two
+        if len(of_test := cases[item.path, getattr(item, "originalname", "")]) >= MANY_CASES
+        and _parameters(item)["db_url"] != of_test[case] % 2
+    }
+    return [item for item in items if id(item) not in left_out], list(left_out.values())
+
+
+def _case(item: pytest.Item) -> object:
+    return tuple((name, index) for name, index in _parameters(item).items() if name != "db_url")
+
+
+def _parameters(item: pytest.Item) -> Mapping[str, int]:
+    """The numbers of the test's parameters, by name."""
+    found: Mapping[str, int] = getattr(getattr(item, "callspec", None), "indices", {})
+    return found
 
 
 def _class_of(item: pytest.Item) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.scheduling import long_tests_first
+from tests.support.scheduling import long_tests_first, one_database_each
 
 
 def items(*modules: tuple[str, set[str], int]) -> list[Any]:
@@ -35,3 +35,28 @@ def test_each_worker_begins_with_its_long_tests_and_none_is_left_out(workers: in
 def test_more_long_tests_than_a_worker_has_places_for() -> None:
     collected = items(("long", {"long"}, 9), ("quick", set(), 1))
     assert sorted(map(id, long_tests_first(collected, 4))) == sorted(map(id, collected))
+
+
+def on_both(name: str, cases: int) -> list[Any]:
+    """A test with this many cases, each on two databases, as pytest collects it."""
+    return [
+        SimpleNamespace(
+            path=Path("module"),
+            originalname=name,
+            name=f"{name}-{case}-{database}",
+            callspec=SimpleNamespace(indices={"db_url": database, "case": case}),
+        )
+        for case in range(cases)
+        for database in range(2)
+    ]
+
+
+def test_each_case_of_a_large_test_runs_on_one_database_in_turn() -> None:
+    few, many, other = on_both("few", 3), on_both("many", 5), items(("other", set(), 1))
+    kept, left_out = one_database_each(few + many + other)
+    assert [item.name for item in kept] == [
+        *(item.name for item in few),
+        *("many-0-0", "many-1-1", "many-2-0", "many-3-1", "many-4-0"),
+        "other-0",
+    ]
+    assert len(left_out) == 5

@@ -60,7 +60,7 @@ def deliver(endpoint: FlaskClient, deliveries: list[JSON]) -> None:
         assert answer.status_code == 200, answer.get_data(as_text=True)
 
 
-@pytest.mark.parametrize("order", [in_arrival_order, reversed_order, *map(shuffled, range(3))])
+@pytest.mark.parametrize("order", [in_arrival_order, reversed_order, shuffled(0)])
 def test_any_order_converges(make_services: Callable[..., Services], order: Callable[[list[JSON]], list[JSON]]) -> None:
     services = make_services(workos_webhook_secrets=session_secret())
     endpoint = create_app(services).test_client()
@@ -88,7 +88,7 @@ def with_ties() -> list[JSON]:
     return list(events.values())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_ties_end_in_the_same_rows_and_reads_in_any_order(make_database: Callable[[str], str], seed: int) -> None:
     events = with_ties()
     ends = []
