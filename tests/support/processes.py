@@ -23,14 +23,17 @@ from tests.support.stack.forked import Forked
 from tests.support.stack.machine import ROOT, free_ports
 
 T = TypeVar("T")
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
+"""Seconds between two polls. A condition that is asked more often takes the processor from what it waits for."""
 
 
 def eventually(condition: Callable[[], T], seconds: float) -> T:
     """Poll `condition`; return its first true value, or raise AssertionError after `seconds`."""
-    ends = time.monotonic() + seconds
+    ends, pause = time.monotonic() + seconds, SHORTEST_PAUSE
     while not (found := condition()):
         assert time.monotonic() < ends, f"not within {seconds} s; the last answer was {found!r}"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
     return found
 
 
