@@ -223,13 +223,15 @@ def _stored_memberships(engine: Engine, organizations: set[str], users: set[str]
 
 def _true_members(truth: JSON, emails: dict[str, str]) -> dict[Any, Any]:
     return {
-        (m["organization_id"], m["user_id"]): (
-            emails[m["user_id"]],
-            "admin" if "admin" in _slugs(m) else "member",
-        )
+        (m["organization_id"], m["user_id"]): (emails[m["user_id"]], true_role(m))
         for m in truth["memberships"]
         if m["status"] == "active"
     }
+
+
+def true_role(membership: JSON) -> str:
+    """The local role of a membership of WorkOS: the highest of its roles, not the one in `role`."""
+    return "admin" if "admin" in _slugs(membership) else "member"
 
 
 def _stored_members(engine: Engine) -> dict[Any, Any]:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, update
 
 from models.database import in_transaction, read_transaction, write_transaction
 from models.tables import Drift, Event, MirrorState, Tail
-from tests.support import JSON, accept, apply_all, rows
+from tests.support import JSON, accept, apply_all, rows, true_role
 from tests.support.actors import by
 from tests.support.histories import PLACES, SOME, DeathError, Simulation
 from tests.support.resync import Clock, continue_run, deliver, read_due, resync
@@ -108,7 +108,7 @@ class AsWorkOS(Simulation):
     def _notes_who_has_access(self) -> None:
         self.clock.advance(seconds=0.5)
         self.instants[self.clock.now] = {
-            (row["organization_id"], row["user_id"]): "admin" if row["role"]["slug"] == "admin" else "member"
+            (row["organization_id"], row["user_id"]): true_role(row)
             for row in self.world.truth()["memberships"]
             if row["status"] == "active"
         }
@@ -142,6 +142,17 @@ def test_every_answer_is_right_or_says_that_it_is_approximate(
     monkeypatch.setattr(resyncs, "CONCURRENT_CALLS", 1)  # so that a history is always the same
     monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages
     run_state_machine_as_test(lambda: AsWorkOS(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]
+
+
+def test_the_highest_of_several_roles_counts_in_a_history(engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
+    history = AsWorkOS(engine, endpoint, redis)
+    history.begins()
+    world = history.world
+    person = world.create_organization("Acme")["id"], world.create_user("a@acme.example")["id"]
+    world.create_membership(*person, roles=["member", "admin"])
+    history._notes_who_has_access()
+    history.teardown()  # compares each answer
+    assert history.instants[max(history.instants)][person] == "admin"
 
 
 def test_a_change_without_event_was_made_after_a_resync_found_no_difference(
