@@ -3,7 +3,6 @@
 import fcntl
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,31 +33,25 @@ def long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item
 def one_database_each(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Split the tests into those to run and those to leave out.
 
-    Of a test with at least `MANY_CASES` cases on two databases, each case runs on one: on the first and the second in
-    turn. All other tests run on both.
+    Of a test with at least `MANY_CASES` cases on both databases, each case runs on one: on each database in turn. All
+    other tests run on both.
     """
-    cases: dict[object, dict[object, int]] = defaultdict(dict)
-    on_two = [(item, _case(item)) for item in items if "db_url" in _parameters(item)]
-    for item, case in on_two:
-        of_test = cases[item.path, getattr(item, "originalname", "")]
-        of_test.setdefault(case, len(of_test))
-    left_out = {
-        id(item): item
-        for item, case in on_two
-        if len(of_test := cases[item.path, getattr(item, "originalname", "")]) >= MANY_CASES
-        and _parameters(item)["db_url"] != of_test[case] % 2
-    }
-    return [item for item in items if id(item) not in left_out], list(left_out.values())
-
-
-def _case(item: pytest.Item) -> object:
-    return tuple((name, index) for name, index in _parameters(item).items() if name != "db_url")
-
-
-def _parameters(item: pytest.Item) -> Mapping[str, int]:
-    """The numbers of the test's parameters, by name."""
-    found: Mapping[str, int] = getattr(getattr(item, "callspec", None), "indices", {})
-    return found
+    cases: dict[object, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        found = getattr(item, "callspec", None)
+        if found is not None and "db_url" in found.params:
+            case = found.id.replace(found.params["db_url"], "", 1)
+            cases[item.path, getattr(item, "originalname", "")][case].append(item)
+    left_out = [
+        item
+        for of_test in cases.values()
+        if len(of_test) >= MANY_CASES
+        for place, on_each in enumerate(of_test.values())
+        if len(on_each) == 2
+        for item in on_each[place % 2 :: 2]
+    ]
+    ids = set(map(id, left_out))
+    return [item for item in items if id(item) not in ids], left_out
 
 
 def _class_of(item: pytest.Item) -> str:

@@ -44,10 +44,10 @@ def on_both(name: str, cases: int) -> list[Any]:
             path=Path("module"),
             originalname=name,
             name=f"{name}-{case}-{database}",
-            callspec=SimpleNamespace(indices={"db_url": database, "case": case}),
+            callspec=SimpleNamespace(params={"db_url": database}, id=f"{database}-{case}"),
         )
         for case in range(cases)
-        for database in range(2)
+        for database in ("sqlite", "postgresql")
     ]
 
 
@@ -56,7 +56,7 @@ def test_each_case_of_a_large_test_runs_on_one_database_in_turn() -> None:
     kept, left_out = one_database_each(few + many + other)
     assert [item.name for item in kept] == [
         *(item.name for item in few),
-        *("many-0-0", "many-1-1", "many-2-0", "many-3-1", "many-4-0"),
+        *("many-0-postgresql", "many-1-sqlite", "many-2-postgresql", "many-3-sqlite", "many-4-postgresql"),
         "other-0",
     ]
     assert len(left_out) == 5
