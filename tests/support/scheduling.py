@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 MANY_CASES = 4
+"""Cases from which on a test runs each case on one database only."""
 
 
 def long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
