@@ -34,7 +34,7 @@ PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \
   --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 2 ))
 
 test: $(VENV)/installed  ## Run the tests but the long ones (under 2½ minutes; SQLite, PostgreSQL and Valkey come with it)
-	$(PYTEST) -m "not long" $(ARGS)
+	$(PYTEST) -m "not long" --one-database $(ARGS)
 	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
 
 test-all: $(VENV)/installed  ## Run all tests (about 17 minutes)

@@ -22,7 +22,7 @@ from tests.support import SECRET
 from tests.support.caches import shared_caches
 from tests.support.hooks import Web
 from tests.support.processes import Commands, Valkey
-from tests.support.scheduling import Turns, long_tests_first, one_database_each
+from tests.support.scheduling import MANY_CASES, Turns, long_tests_first, one_database_each
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.settings import Settings
@@ -40,13 +40,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Run every case on SQLite and PostgreSQL, also of tests with many cases, which are spread over the two.",
     )
+    parser.addoption("--one-database", action="store_true", help="Run every case on one of the two, in turn.")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out half of a large cross product; order the tests so that no worker is left with a long one at the end."""
     if not config.getoption("both_databases"):
-        items[:], left_out = one_database_each(items)
+        items[:], left_out = one_database_each(items, 1 if config.getoption("one_database") else MANY_CASES)
         config.hook.pytest_deselected(items=left_out)
     if WORKERS > 1:
         items[:] = long_tests_first(items, WORKERS)

@@ -102,6 +102,7 @@ def test_a_missing_index_of_a_large_table_is_created_without_blocking_writers(en
     assert INDEX in indexes_of_changes(engine)
 
 
+@pytest.mark.long
 def test_an_index_whose_build_was_interrupted_is_built_again(make_database: Callable[[str], str]) -> None:
     engine = open_engine(make_database("postgresql"))
     change = insert(Change).values(kind="user", object_id="user_1", after={}, cause="operator", cause_id="ann")

@@ -143,6 +143,7 @@ def test_two_drains_choose_different_objects(postgres: str) -> None:
         written_once(quick)
 
 
+@pytest.mark.long
 def test_competing_drains_spend_no_attempts(db_url: str, engine: Engine, make_database: Callable[[str], str]) -> None:
     rng = random.Random(7)
     story = [
@@ -174,6 +175,7 @@ def test_competing_drains_spend_no_attempts(db_url: str, engine: Engine, make_da
     written_once(engine)
 
 
+@pytest.mark.long
 def test_a_lock_time_out_costs_no_attempt(postgres: str) -> None:
     with opened(postgres) as holder, opened(postgres, lock_timeout_ms=20) as other:
         store(other, [organization("org_1", "event_1", 1)])

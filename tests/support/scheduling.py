@@ -31,10 +31,12 @@ def long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item
     return ordered
 
 
-def one_database_each(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+def one_database_each(
+    items: list[pytest.Item], many_cases: int = MANY_CASES
+) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Split the tests into those to run and those to leave out.
 
-    Of a test with at least `MANY_CASES` cases on both databases, each case runs on one: on each database in turn. All
+    Of a test with at least `many_cases` cases on both databases, each case runs on one: on each database in turn. All
     other tests run on both.
     """
     cases: dict[object, dict[str, list[pytest.Item]]] = defaultdict(lambda: defaultdict(list))
@@ -45,9 +47,9 @@ def one_database_each(items: list[pytest.Item]) -> tuple[list[pytest.Item], list
             cases[item.path, getattr(item, "originalname", "")][case].append(item)
     left_out = [
         item
-        for of_test in cases.values()
-        if len(of_test) >= MANY_CASES
-        for place, on_each in enumerate(of_test.values())
+        for number, of_test in enumerate(cases.values())
+        if len(of_test) >= many_cases
+        for place, on_each in enumerate(of_test.values(), number)
         if len(on_each) == 2
         for item in on_each[place % 2 :: 2]
     ]

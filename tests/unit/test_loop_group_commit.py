@@ -87,6 +87,7 @@ class Large:
     """An item that can be found in memory."""
 
 
+@pytest.mark.long
 def test_items_whose_time_is_up_take_no_memory(writer: Writer, runner: asyncio.Runner) -> None:
     release, begun = threading.Event(), threading.Event()
 

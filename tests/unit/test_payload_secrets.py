@@ -77,6 +77,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return body.encode(codec, "surrogatepass"), left.encode(codec, "surrogatepass")
 
 
+@pytest.mark.long
 @given(bodies())
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_only_the_listed_values_are_replaced(bodies: tuple[bytes, bytes]) -> None:

@@ -271,6 +271,7 @@ def process() -> Iterator[Process]:
     started.child.stdout.close()
 
 
+@pytest.mark.long
 def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     knobs = process.call("PUT", "/sandbox/knobs", {"duplicates": 0.1, "delay": [0, 0.001]})
     assert (knobs["duplicates"], knobs["hold_back"]) == (0.1, 0.0)

@@ -56,7 +56,12 @@ def test_each_case_of_a_large_test_runs_on_one_database_in_turn() -> None:
     kept, left_out = one_database_each(few + many + other)
     assert [item.name for item in kept] == [
         *(item.name for item in few),
-        *("many-0-postgresql", "many-1-sqlite", "many-2-postgresql", "many-3-sqlite", "many-4-postgresql"),
+        *("many-0-sqlite", "many-1-postgresql", "many-2-sqlite", "many-3-postgresql", "many-4-sqlite"),
         "other-0",
     ]
     assert len(left_out) == 5
+
+
+def test_every_test_can_run_on_one_database_and_each_database_has_its_share() -> None:
+    kept, _ = one_database_each([*on_both("one", 1), *on_both("two", 1), *on_both("three", 2)], 1)
+    assert [item.name for item in kept] == ["one-0-postgresql", "two-0-sqlite", "three-0-postgresql", "three-1-sqlite"]

@@ -76,6 +76,7 @@ def test_explained_invitations_agree_with_blocks_view(random_mirror: Engine) -> 
         assert any((organization_id, other) in explained for other in shared)
 
 
+@pytest.mark.long
 def test_unblocking_removes_every_block(random_mirror: Engine) -> None:
     view = auto_join_blocks.c
     blocked = {

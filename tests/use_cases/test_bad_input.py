@@ -117,6 +117,7 @@ ODD = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body", ODD)
 def test_pages_show_any_accepted_event(
     local_door_of_ann: FlaskClient, local_engine: Engine, body: bytes, set_environment: Callable[..., None]

@@ -29,6 +29,7 @@ from worker.workos_api.client import WorkOSClient
 PATIENCE = 600.0
 
 
+@pytest.mark.long
 def test_lost_webhook_is_caught_up_and_counted_as_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
@@ -189,6 +190,7 @@ def test_late_event_is_stored(
     assert mirror(one_engine)["complete_to"] == clock.now - LAG
 
 
+@pytest.mark.long
 def test_late_events_are_searched_every_ten_minutes(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:

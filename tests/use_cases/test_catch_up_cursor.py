@@ -63,6 +63,7 @@ def test_cursor_does_not_pass_delayed_event_during_slow_read(
     assert covered(one_engine, sandbox)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_random_delays_below_the_lag_lose_nothing(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, seed: int
@@ -95,6 +96,7 @@ def test_webhooks_do_not_move_the_cursor(
     assert lost["id"] in stored(one_engine)
 
 
+@pytest.mark.long
 def test_page_and_cursor_are_committed_together(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
@@ -106,6 +108,7 @@ def test_page_and_cursor_are_committed_together(
     assert mirror(both_engines)["cursor"] == sandbox.world.events[-1]["id"]
 
 
+@pytest.mark.long
 def test_next_catch_up_resumes_after_failed_page(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:

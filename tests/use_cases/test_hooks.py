@@ -163,6 +163,7 @@ def seconds_leased(engine: Engine) -> float:
     return (until - now).total_seconds()
 
 
+@pytest.mark.long
 def test_killed_process_is_replaced_and_change_is_sent_again(
     one_engine: Engine, host: Host, follow: Callable[..., None]
 ) -> None:
@@ -256,6 +257,7 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
 
 
+@pytest.mark.long
 def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     apply_events(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     follow()

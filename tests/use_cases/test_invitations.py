@@ -238,6 +238,7 @@ def test_late_events_do_not_change_the_result(local_endpoint: FlaskClient, local
     assert [row["status"] for row in rows(local_engine, Invitation)] == ["revoked"]
 
 
+@pytest.mark.long
 def test_resync_repairs_invitations_and_stores_no_secret(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:

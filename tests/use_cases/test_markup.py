@@ -170,6 +170,7 @@ def crawl(endpoint: FlaskClient) -> tuple[dict[str, str], set[str]]:
     return seen, forms
 
 
+@pytest.mark.long
 def test_no_external_text_becomes_markup(services: Services, world: JSON) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)
@@ -186,6 +187,7 @@ def test_no_external_text_becomes_markup(services: Services, world: JSON) -> Non
     assert len(forms) >= 8
 
 
+@pytest.mark.long
 def test_reading_pages_changes_nothing(services: Services, world: JSON) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)

@@ -352,6 +352,7 @@ def withheld(engine: Engine) -> str:
     return "run1"
 
 
+@pytest.mark.long
 def test_post_without_session_or_csrf_token_changes_nothing(
     endpoint: FlaskClient, engine: Engine, story: JSON, withheld: str
 ) -> None:
@@ -482,6 +483,7 @@ def test_pages_ask_for_a_reason_where_they_act(ann: FlaskClient, everything: dic
     assert [form for form in acting if 'name="reason"' not in form] == []
 
 
+@pytest.mark.long
 def test_audit_page_shows_and_filters(ann: FlaskClient, engine: Engine, everything: dict[str, str]) -> None:
     for number in range(60):
         act(ann, f"workspaces/{ORG}/auto-join", reason=f"reason {number}.")

@@ -142,6 +142,7 @@ def test_organization_role_overrides_environment_role(engine: Engine, sandbox: S
     assert (answer(engine, member), answer(engine, elsewhere)) == (["invoices:read"], ["invoices:read"])
 
 
+@pytest.mark.long
 def test_permissions_are_unknown_before_full_resync(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:

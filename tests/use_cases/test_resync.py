@@ -92,6 +92,7 @@ def same_version(world: World) -> None:
         world.users[user_id] = {**world.users[user_id], "last_name": "Tie"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [2])
 def test_resync_repairs_and_reports_all_drift(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, seed: int
@@ -139,6 +140,7 @@ def test_report_shows_differing_fields(one_engine: Engine, sandbox: Sandbox, wor
     assert rows_of["user"]["object_id"] == user and rows_of["user"]["finding"] == "different"
 
 
+@pytest.mark.long
 def test_dry_run_reports_without_changes(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     engine, world = both_engines, sandbox.world
     sandbox.play(400)

@@ -27,6 +27,7 @@ from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workspaces", [1, 2, 3])
 @pytest.mark.parametrize("path", [ORGANIZATIONS, USERS, MEMBERSHIPS])
 def test_empty_listing_deletes_nothing(
@@ -81,6 +82,7 @@ def gone_users(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, number: i
     return resync(engine, workos)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "of", "withheld"),
     [(20, 30, False), (21, 421, False), (21, 419, True), (2, 2, True), (3, 3, True), (2, 3, False), (1, 2, False)],
@@ -94,6 +96,7 @@ def test_deletions_above_ceiling_are_withheld(
     assert len(live(one_engine)["user"]) == (of if withheld else of - number)
 
 
+@pytest.mark.long
 def test_approval_deletes_listed_objects_after_reading_each(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
@@ -130,6 +133,7 @@ def test_approval_requires_withheld_deletions(
     resync(one_engine, workos)  # and nothing is left in progress
 
 
+@pytest.mark.long
 def test_very_long_list_is_withheld(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     run_id = gone_users(both_engines, sandbox, workos, 2250, 2250)
     assert len(report(both_engines, run_id)) == 2250

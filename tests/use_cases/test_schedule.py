@@ -31,6 +31,7 @@ from worker.repair.resync.resync import start
 from worker.repair.schedule import needs_repair, schedule, watch
 
 
+@pytest.mark.long
 def test_two_clocks_create_each_run_once(both_engines: Engine) -> None:
     def due() -> int:
         with ThreadPoolExecutor(8) as pool:

@@ -112,6 +112,7 @@ def test_all_sessions_of_a_deleted_user_end(session_stages: SessionStage, outliv
     assert sum(row["sessions"] for row in found) == (3 if outlive else 0)
 
 
+@pytest.mark.long
 def test_losses_that_only_a_resync_finds(session_stages: SessionStage) -> None:
     stage = session_stages
     lives = [stage.member_with_session() for _ in ENDS]
@@ -249,6 +250,7 @@ def test_changes_that_revoke_no_session(session_stages: SessionStage) -> None:
     assert revocation(stage.engine)["state"] == "dropped", "of the tie"
 
 
+@pytest.mark.long
 def test_withheld_deletion_revokes_nothing(one_session_stage: SessionStage) -> None:
     stage = one_session_stage
     org = stage.workspace()
@@ -280,6 +282,7 @@ def test_access_that_ended_before_the_setting_was_turned_on(session_stages: Sess
     assert revocation(stage.engine)["user_id"] == user and len(stage.active()) == 2
 
 
+@pytest.mark.long
 def test_tombstone_of_a_resync_that_is_saved_again_is_no_loss(session_stages: SessionStage) -> None:
     stage = session_stages
     stage.sandbox.knobs.sessions_outlive_users = True
@@ -316,6 +319,7 @@ def test_late_member_of_a_workspace_deleted_before_the_setting_was_turned_on(one
     assert rows(stage.engine, Revocation) == []
 
 
+@pytest.mark.long
 def test_losses_that_an_earlier_release_saved(session_stages: SessionStage) -> None:
     """During a rollback, or a deploy of one process after another."""
     stage = session_stages
@@ -406,6 +410,7 @@ FAILURES: dict[str, tuple[int, Callable[[Faults], None]]] = {
 """Of two sessions, the number that are active after the attempt that fails."""
 
 
+@pytest.mark.long
 def test_failed_attempts_are_repeated(one_session_stage: SessionStage) -> None:
     stage = one_session_stage
     for failure, (still_active, fail) in FAILURES.items():

@@ -181,6 +181,7 @@ def test_a_failed_event_of_a_role_is_uncertain_if_it_may_be_of_another_resource_
     assert uncertain(local_engine) == affected
 
 
+@pytest.mark.long
 def test_an_unusable_event_about_one_workspace_leaves_answers_about_others_fresh(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:

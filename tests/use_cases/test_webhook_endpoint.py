@@ -496,6 +496,7 @@ sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_c
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_unexpected_error_logs_no_secret_or_payload(log_format: str) -> None:
     # In a process of its own: logging is configured once in each.
