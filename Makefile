@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE  # or each of hundreds of processes compiles all modules
 .PHONY: help demo test test-all lint check mutation drill outage two-hosts bench bench-large soak audit lock clean
 
 help:  ## Show the targets

@@ -34,6 +34,7 @@ def filled(engine: Engine) -> Engine:
     return engine
 
 
+@pytest.mark.long
 def test_each_access_call_is_one_query_without_a_table_scan(filled: Engine) -> None:
     for name, call in calls_of(MEMBERS).items():
         lines = plan(filled, lambda opened: call(opened, MEMBERS // 2))  # noqa: B023 - called now
@@ -80,6 +81,7 @@ def test_permissions_of_one_member_are_found_without_a_table_scan(filled: Engine
         assert opened.execute(one).scalars().all() == ["permission_0"]
 
 
+@pytest.mark.long
 def test_pages_of_events_find_their_rows_by_index(engine: Engine) -> None:
     fill(engine, 1_000)
     fill_inbox(engine, 20_000, 1_000)

@@ -40,6 +40,7 @@ def test_file_names_begin_with_their_revision_and_sort_in_order() -> None:
     assert list(known_revisions()) == [script.revision for script in scripts.walk_revisions()][::-1]
 
 
+@pytest.mark.long
 def test_migrations_at_once_wait_for_each_other(empty_url: str, engine: Engine) -> None:
     engines = [open_engine(empty_url, lock_timeout_ms=100) for _ in range(3)]
     with ThreadPoolExecutor() as threads:
@@ -59,6 +60,7 @@ def test_revision_0010_creates_the_schema_of_release_1_0_0(engine: Engine) -> No
     assert catalog(engine) == sorted(expected)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("empty_url")
 def test_migrations_create_the_declared_tables_and_are_idempotent(engine: Engine) -> None:
     upgrade(engine)
@@ -126,6 +128,7 @@ def test_a_database_from_before_1_0_0_is_refused_with_the_remedy(engine: Engine)
         upgrade(engine)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("empty_url")
 def test_revision_0011_hashes_addresses_as_the_code_does(engine: Engine) -> None:
     upgrade(engine, "0010")

@@ -55,6 +55,7 @@ async def outcomes(commit: AsyncGroupCommit[int, int], writer: Writer, *items: i
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@pytest.mark.long
 def test_items_that_arrive_during_a_write_are_written_together_in_order(writer: Writer, runner: asyncio.Runner) -> None:
     assert runner.run(outcomes(commit_of(writer), writer, 0, 1, 2, 3, 4, 5)) == [0, 10, 20, 30, 40, 50]
     assert writer.groups == [[0], [1, 2, 3], [4, 5]]
@@ -67,6 +68,7 @@ def test_a_failed_write_fails_the_items_of_its_group_only(writer: Writer, runner
     assert writer.groups == [[1], [2, 13, 3], [4]]
 
 
+@pytest.mark.long
 def test_an_item_whose_time_is_up_before_its_write_began_is_not_written(writer: Writer, runner: asyncio.Runner) -> None:
     commit = commit_of(writer, seconds=0.05)
 
@@ -131,6 +133,7 @@ def test_outside_of_a_loop_an_item_is_written_alone_and_in_the_same_thread(write
     assert done == ["afterwards"] * 2, "nothing was written"
 
 
+@pytest.mark.long
 def test_an_item_from_another_thread_does_not_wait_for_the_loop(writer: Writer, runner: asyncio.Runner) -> None:
     commit = commit_of(writer)
 
@@ -145,6 +148,7 @@ def test_an_item_from_another_thread_does_not_wait_for_the_loop(writer: Writer, 
     assert writer.groups == [[1], [2]]
 
 
+@pytest.mark.long
 def test_an_error_afterwards_loses_no_result_and_does_not_stop_later_writes(
     writer: Writer, runner: asyncio.Runner
 ) -> None:
@@ -157,6 +161,7 @@ def test_an_error_afterwards_loses_no_result_and_does_not_stop_later_writes(
     assert commit(6) == 60, "outside of a loop too"
 
 
+@pytest.mark.long
 def test_the_loop_goes_on_during_a_write(writer: Writer, runner: asyncio.Runner) -> None:
     async def turns() -> int:
         (task,) = await waiting(commit_of(writer), writer, 1)
@@ -169,12 +174,14 @@ def test_the_loop_goes_on_during_a_write(writer: Writer, runner: asyncio.Runner)
     assert runner.run(turns()) == 10
 
 
+@pytest.mark.long
 def test_run_inline_returns_and_raises_what_the_function_does(runner: asyncio.Runner) -> None:
     assert runner.run(run_inline(lambda: 7)) == 7
     with pytest.raises(ZeroDivisionError):
         runner.run(run_inline(lambda: 1 // 0))
 
 
+@pytest.mark.long
 def test_a_function_may_commit_several_times_and_go_on_after_a_failure(writer: Writer, runner: asyncio.Runner) -> None:
     writer.go_on.set()
     commit = commit_of(writer)
@@ -187,6 +194,7 @@ def test_a_function_may_commit_several_times_and_go_on_after_a_failure(writer: W
     assert runner.run(run_inline(several)) == [10, 20]
 
 
+@pytest.mark.long
 def test_functions_that_wait_at_the_same_time_have_variables_of_their_own(
     writer: Writer, runner: asyncio.Runner
 ) -> None:

@@ -92,6 +92,7 @@ def event_ids(sandbox: Sandbox) -> list[str]:
     return [event["id"] for event in sandbox.world.events]
 
 
+@pytest.mark.long
 def test_every_event_arrives_once_in_order_and_well_signed(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.knobs.concurrency = 1
     sandbox.play(200)
@@ -102,6 +103,7 @@ def test_every_event_arrives_once_in_order_and_well_signed(sandbox: Sandbox, rec
     assert counters.lost == counters.retried == counters.refused == counters.pending == 0
 
 
+@pytest.mark.long
 def test_lost_events_are_never_sent(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.knobs.loss = 0.2
     sandbox.knobs.lose = lambda event: bool(event["event"] == "user.created")
@@ -115,6 +117,7 @@ def test_lost_events_are_never_sent(sandbox: Sandbox, receiver: Receiver) -> Non
     assert all(record.acknowledged is not record.lost for record in records.values())
 
 
+@pytest.mark.long
 def test_duplicates(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.knobs.duplicates = 0.3
     sandbox.play(200)
@@ -126,6 +129,7 @@ def test_duplicates(sandbox: Sandbox, receiver: Receiver) -> None:
     assert counters.acknowledged == counters.generated
 
 
+@pytest.mark.long
 def test_reordering_stays_within_its_window(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.knobs.concurrency = 1
     sandbox.knobs.reordering = 0.5

@@ -110,6 +110,7 @@ def deliveries(draw: st.DrawFn) -> tuple[bytes, str, str]:
     return body, draw(st.just(header[:cut] + put + header[cut:]) | st.text(max_size=20)), secret
 
 
+@pytest.mark.long
 @given(deliveries(), st.integers(0, 300))
 @settings(deadline=None, max_examples=300)
 def test_our_verdict_equals_the_sdks(delivery: tuple[bytes, str, str], tolerance: int) -> None:

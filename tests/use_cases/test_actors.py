@@ -113,6 +113,7 @@ def test_change_that_follows_from_another_has_its_actor(engine: Engine) -> None:
     )
 
 
+@pytest.mark.long
 def test_resync_and_confirmed_read_have_no_actor(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     world.context = {"actor": ACTOR}
@@ -162,6 +163,7 @@ def test_hook_shows_the_actor(shown: tuple[Services, JSON]) -> None:
     assert tuple(received[-1]["data"][name] for name in COLUMNS) == ALL
 
 
+@pytest.mark.long
 def test_explain_and_pages_show_the_actor(shown: tuple[Services, JSON], set_environment: Callable[..., None]) -> None:
     services, event = shown
     explained = explain(services.engine, ORG)

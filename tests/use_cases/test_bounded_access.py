@@ -162,6 +162,7 @@ def test_every_answer_says_how_complete_the_mirror_was(member: FlaskClient, engi
     assert "Mirror-Complete-To" not in member.get("/api/v1/members").headers  # 401
 
 
+@pytest.mark.long
 def test_the_function_works_in_a_long_transaction_and_under_another_search_path(
     make_database: Callable[[str], str], build_test_services: Callable[..., Services]
 ) -> None:

@@ -126,6 +126,7 @@ def test_event_without_usable_time_is_stored(
 # Event types that WorkOS does not know
 
 
+@pytest.mark.long
 def test_refused_event_type_is_left_out_and_reported(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
@@ -292,6 +293,7 @@ def old_events(sandbox: Sandbox, clock: Clock) -> list[JSON]:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("surroundings")
 def test_catch_up_since_reads_in_thirty_day_ranges(
     engine: Engine, sandbox: Sandbox, clock: Clock, old_events: list[JSON]

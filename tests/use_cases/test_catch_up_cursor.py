@@ -41,6 +41,7 @@ def test_cursor_does_not_pass_delayed_event(
     assert catch_up(one_engine, workos).returned == 0
 
 
+@pytest.mark.long
 def test_cursor_does_not_pass_delayed_event_during_slow_read(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
@@ -125,6 +126,7 @@ def test_next_catch_up_resumes_after_failed_page(
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("answer", "returned", "lost"), [("error", 5, ["event_0UNKNOWN"]), ("beginning", 155, [])])
 def test_expired_cursor_loses_and_repeats_nothing(
     one_engine: Engine,
@@ -157,6 +159,7 @@ def test_expired_cursor_loses_and_repeats_nothing(
     assert mirror(one_engine)["cursor"] == new[-1]["id"]
 
 
+@pytest.mark.long
 def test_quiet_year_loses_nothing(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
@@ -185,6 +188,7 @@ def test_forty_days_of_downtime_lose_nothing(
     assert mirror(one_engine)["cursor"] == sandbox.world.events[-1]["id"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("answer", ["error", "beginning"])
 def test_hundred_days_of_downtime_are_reported_and_resynced(
     one_engine: Engine,
@@ -220,6 +224,7 @@ def test_hundred_days_of_downtime_are_reported_and_resynced(
     assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
 
 
+@pytest.mark.long
 def test_missed_events_are_reported_after_a_failure(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:

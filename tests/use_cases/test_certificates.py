@@ -69,6 +69,7 @@ def test_any_order_of_events_gives_the_newest_expiry(engine: Engine) -> None:
     }
 
 
+@pytest.mark.long
 def test_two_events_of_one_time_keep_the_same_row_and_read_nothing(engine: Engine) -> None:
     one, other = certificate("renewed", 1, minute(100)), certificate("renewed", 1, minute(200))
     deliver(engine, [other, one])

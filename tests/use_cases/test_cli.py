@@ -117,6 +117,7 @@ def test_reports_create_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "does not exist" not in run("status", "--json", exit_code=1).output
 
 
+@pytest.mark.long
 def test_migrate_upgrades_an_empty_database_and_is_idempotent(engine: Engine) -> None:
     drop_schema(engine)
     assert current_revision(engine) is None

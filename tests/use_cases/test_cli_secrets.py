@@ -37,6 +37,7 @@ def run(*arguments: str) -> Result:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("restored_logging")
 def test_help_and_output_contain_no_secret(
     make_database: Callable[[str], str], redis_url: str, set_environment: Callable[..., None], sandbox: Sandbox

@@ -72,6 +72,7 @@ def test_confirmed_read_repairs_future_version(
     assert differences(one_engine, world.truth()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gone", ["membership", "user", "organization", "organization_domain"])
 def test_resync_tombstone_is_undone_if_object_exists(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, gone: str
@@ -150,6 +151,7 @@ def test_next_resync_undoes_a_wrong_tombstone(
     assert differences(one_engine, world.truth()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["resync", "event"])
 def test_deleted_id_in_listing_is_an_anomaly(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON, by: str
@@ -303,6 +305,7 @@ def test_rejected_key_keeps_read_requests(one_engine: Engine, sandbox: Sandbox, 
     assert len(rows(one_engine, Read)) == 2
 
 
+@pytest.mark.long
 def test_malformed_object_is_not_applied(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
@@ -351,6 +354,7 @@ def test_object_changed_during_read_is_read_again(
     assert differences(one_engine, world.truth()) == []
 
 
+@pytest.mark.long
 def test_constantly_changing_object_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:

@@ -79,6 +79,7 @@ WRONG = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("surroundings")
 @pytest.mark.parametrize(("environment", "said"), WRONG.values(), ids=WRONG)
 def test_another_environment_is_refused_before_writing(

@@ -100,6 +100,7 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
     return engine
 
 
+@pytest.mark.long
 def test_versions_that_arrived_late_are_blanked(deleted: Engine) -> None:
     deliver(deleted, [made("user.updated", -1, email=EMAIL)])
     assert "late_versions" in personal(deleted)
@@ -287,6 +288,7 @@ def test_error_of_failed_event_quotes_no_payload(engine: Engine, monkeypatch: py
     assert [row["error"] for row in rows(engine, Event) if row["error"]] == ["ValueError"]
 
 
+@pytest.mark.long
 def test_dry_run_records_no_erased_person(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     user = world.create_user(EMAIL, first_name="Ada", last_name="Hopper")

@@ -175,6 +175,7 @@ def test_public_mail_provider_never_auto_joins(both_engines: Engine) -> None:
     assert set(states.values()) == {(False, "domain of a public mail provider")}
 
 
+@pytest.mark.long
 def test_public_mail_providers_are_copied_from_the_package(one_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public_domains, "whitelist", {"Gmail.com", "new-mail.example", "no domain"})
     assert in_transaction(one_engine, public_domains.refresh) > 1000

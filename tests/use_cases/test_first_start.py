@@ -243,6 +243,7 @@ def upgraded(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSC
     return events
 
 
+@pytest.mark.long
 def test_new_event_types_are_read_for_90_days_and_ignored_events_are_decided(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell, upgraded: list[JSON]
 ) -> None:
@@ -277,6 +278,7 @@ def test_ignored_event_that_catch_up_reads_is_decided(
 IGNORED = {"status": EventStatus.DONE, "outcome": Outcome.IGNORED, "body": None}
 
 
+@pytest.mark.long
 def test_event_that_an_older_release_ignored_after_that_read_is_decided(
     one_engine: Engine, workos: WorkOSClient, bell: Doorbell, upgraded: list[JSON]
 ) -> None:
@@ -308,6 +310,7 @@ def test_types_of_ignored_events_are_read_again_only_if_workos_still_has_the_eve
         assert mirror(one_engine)["new_types"] == then
 
 
+@pytest.mark.long
 def test_interrupted_read_of_new_types_continues(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, upgraded: list[JSON]
 ) -> None:

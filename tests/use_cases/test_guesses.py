@@ -40,6 +40,7 @@ def sign_in(endpoint: FlaskClient, token: str, address: str = "192.0.2.1") -> Te
 WAYS = [pytest.param(ask_api, READER, 200, id="api"), pytest.param(sign_in, TOKEN, 302, id="sign-in")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("send", "right", "code"), WAYS)
 def test_guesses_are_refused_after_ten_in_a_minute(services: Services, send: Send, right: str, code: int) -> None:
     with freeze_time("2026-03-01 12:00:10") as clock:
@@ -54,6 +55,7 @@ def test_guesses_are_refused_after_ten_in_a_minute(services: Services, send: Sen
         assert send(endpoint, right).status_code == code
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("send", "right", "code"), WAYS)
 def test_processes_share_the_count(services: Services, send: Send, right: str, code: int) -> None:
     with freeze_time("2026-03-01 12:00:10"):

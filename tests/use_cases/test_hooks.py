@@ -215,6 +215,7 @@ def test_process_without_lease_records_nothing(one_engine: Engine, host: Host) -
     assert host.ids() == ids_of(one_engine)
 
 
+@pytest.mark.long
 def test_first_backfill_sends_nothing_and_later_repairs_do(
     one_engine: Engine, host: Host, follow: Callable[..., None], sandbox: Sandbox, workos: WorkOSClient
 ) -> None:

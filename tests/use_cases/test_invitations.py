@@ -166,6 +166,7 @@ def test_address_without_a_user_is_unblocked_until_the_invitation_is_revoked(sta
     assert members_at_workos(world) == {(org, user): ["active"]}
 
 
+@pytest.mark.long
 def test_address_of_a_user_unblocks_the_user(stage: Stage) -> None:
     world, org = stage.world, company(stage.world)
     user = sign_up(world)
@@ -199,6 +200,7 @@ def test_revoked_invitation_blocks_the_person_under_a_later_address(stage: Stage
     assert auto_join_answer(stage.engine, "bob@acme.example") is not None
 
 
+@pytest.mark.long
 def test_failed_invitation_event_delays_its_person(stage: Stage) -> None:
     world, org = stage.world, company(stage.world)
     user, other = sign_up(world), sign_up(world, "bob@acme.example")
@@ -465,6 +467,7 @@ def test_invitation_from_before_the_deletion_that_arrives_after_the_erasure_is_e
     assert HASH in {row["email_hash"] for row in rows(invited, auto_join_blocks)}
 
 
+@pytest.mark.long
 def test_resync_and_reads_do_not_restore_an_erased_address(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:

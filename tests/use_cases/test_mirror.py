@@ -312,6 +312,7 @@ def test_sign_in_of_a_user_changes_nothing(local_endpoint: FlaskClient, local_en
     assert shown[0] == shown[1]
 
 
+@pytest.mark.long
 def test_views_follow_the_recorded_samples(endpoint: FlaskClient, engine: Engine) -> None:
     events = sorted(map(sample, SAMPLES), key=lambda event: str(event["created_at"]))
     seen: list[tuple[Any, ...]] = []

@@ -171,6 +171,7 @@ def test_session_cookie_is_http_only_and_limited_to_pages(endpoint: FlaskClient)
     assert "Secure" in secure
 
 
+@pytest.mark.long
 def test_every_page_has_strict_content_security_policy(ann: FlaskClient) -> None:
     for page in (*PAGES, "sign-in"):
         answer = ann.get(f"/ops/{page}")
@@ -371,6 +372,7 @@ def test_post_without_session_or_csrf_token_changes_nothing(
         assert endpoint.get("/ops/").status_code == 200, f"{url}: still signed in"
 
 
+@pytest.mark.long
 def test_read_only_operator_looks_and_does_not_act(
     services: Services, build_test_services: Callable[..., Services], everything: dict[str, str]
 ) -> None:
@@ -584,6 +586,7 @@ def test_unavailable_database_is_shown_on_page(
     assert answer.status_code == 503 and "Database unavailable" in answer.get_data(as_text=True)
 
 
+@pytest.mark.long
 def test_customer_text_does_not_become_markup(ann: FlaskClient, story: JSON) -> None:
     ids = [f"events/{event['id']}" for event in story.values()]
     named = [f"explain?name={story[what]['data']['id']}" for what in ("organization", "user", "membership", "domain")]
@@ -662,6 +665,7 @@ def fast_clock() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fast_clock")
 def test_only_failures_that_the_page_showed_are_dismissed(
     ann: FlaskClient, engine: Engine, everything: dict[str, str]
@@ -718,6 +722,7 @@ def test_event_shows_each_attempt(ann: FlaskClient, engine: Engine, story: JSON)
     assert page.split("<h2>Attempts")[1].count("data.updated_at: ") == 3
 
 
+@pytest.mark.long
 def test_workspace_page_is_small_with_many_members(ann: FlaskClient, engine: Engine) -> None:
     fill(engine, 2_000)
     answer = ann.get("/ops/workspaces/org_0")
@@ -733,6 +738,7 @@ def test_deleted_workspaces_and_people_are_separate(ann: FlaskClient, engine: En
         assert id in ann.get(f"/ops/{page}?state=deleted").text
 
 
+@pytest.mark.long
 def test_nonsense_finds_nothing(ann: FlaskClient) -> None:
     for path in ("auto-join?show=joins&state=gone", "people?email=" + "a+" * 4000, "search?q=" + "a+" * 4000):
         assert ann.get(f"/ops/{path}").status_code == 200, path[:40]

@@ -38,6 +38,7 @@ def receive(services: Services, number: int, seconds_ago: float, **values: Any) 
     in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(common), rows))
 
 
+@pytest.mark.long
 def test_chart_counts_arrivals_failures_and_refusals(services: Services, ann: FlaskClient) -> None:
     receive(services, 3, 1800)
     receive(services, 2, 1700, type=TEST_TYPE)  # not counted

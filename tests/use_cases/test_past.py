@@ -73,6 +73,7 @@ def ask(endpoint: FlaskClient, status: int = 200, **query: Any) -> Any:
     return answer.get_json()
 
 
+@pytest.mark.long
 def test_members_at_a_time_with_role_cause_and_actor(lived: FlaskClient, engine: Engine) -> None:
     [first] = ask(lived, at=ago(3))["items"]
     [then] = ask(lived, at=ago(1))["items"]
@@ -130,6 +131,7 @@ STEPS = (
 """Each changes who has access in the workspace, or how."""
 
 
+@pytest.mark.long
 def test_the_rule_of_the_view_holds_in_the_past(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine)
     past: dict[int, list[JSON]] = {}
@@ -189,6 +191,7 @@ def test_commands_at_a_time() -> None:
     assert "in the future" in run("members", ORG, "--at", "2999-01-01", exit_code=2).stderr
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("command")
 def test_explain_at_a_time() -> None:
     now, then, before = (report("explain", USER, *at) for at in ((), ("--at", "1d"), ("--at", "3d")))
@@ -231,6 +234,7 @@ def late(endpoint: FlaskClient, engine: Engine) -> FlaskClient:
     return endpoint
 
 
+@pytest.mark.long
 def test_members_as_workos_had_them(late: FlaskClient, engine: Engine) -> None:
     def then(at: int, **query: Any) -> Any:
         return ask(late, at=minute(at), as_workos=True, **query)["items"]
@@ -263,6 +267,7 @@ def test_command_and_page_as_workos(late: FlaskClient, engine: Engine, set_envir
     assert "as WorkOS had it" in page and "user_boss" in page
 
 
+@pytest.mark.long
 def test_explain_as_workos(late: FlaskClient, engine: Engine, set_environment: Callable[..., None]) -> None:
     take(late, engine, made("organization_membership.deleted", 8, event_id="event_left"))
     set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))

@@ -144,6 +144,7 @@ def test_every_answer_is_right_or_says_that_it_is_approximate(
     run_state_machine_as_test(lambda: AsWorkOS(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_the_highest_of_several_roles_counts_in_a_history(engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
     history = AsWorkOS(engine, endpoint, redis)
     history.begins()
@@ -155,6 +156,7 @@ def test_the_highest_of_several_roles_counts_in_a_history(engine: Engine, endpoi
     assert history.instants[max(history.instants)][person] == "admin"
 
 
+@pytest.mark.long
 def test_a_change_without_event_was_made_after_a_resync_found_no_difference(
     one_engine: Engine, clock: Clock, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:

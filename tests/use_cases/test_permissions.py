@@ -61,6 +61,7 @@ def test_member_has_permissions_of_roles(engine: Engine, sandbox: Sandbox, membe
     assert answer(engine, member) == []
 
 
+@pytest.mark.long
 def test_roles_combine_their_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world = sandbox.world
     world.update_role("member", permissions=["invoices:read", "invoices:pay"])
@@ -164,6 +165,7 @@ def test_permissions_are_unknown_before_full_resync(
     assert answer(engine, member) == ["invoices:read"], "events keep what was listed once up to date"
 
 
+@pytest.mark.long
 def test_invalid_permission_keeps_others_known(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
@@ -177,6 +179,7 @@ def test_invalid_permission_keeps_others_known(
     ]
 
 
+@pytest.mark.long
 def test_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON) -> None:
     world = sandbox.world
 

@@ -51,6 +51,7 @@ def test_create_with_lost_answer_is_not_repeated_after_removal(stage: Stage) -> 
     assert (join_of(stage.engine, user)["state"], join_of(stage.engine, user)["reason"]) == ("blocked", "removed")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", [429, 500, 0])
 def test_temporary_failure_is_retried(stage: Stage, status: int) -> None:
     org = company(stage.world)
@@ -61,6 +62,7 @@ def test_temporary_failure_is_retried(stage: Stage, status: int) -> None:
     assert create_calls(stage.sandbox) == 4
 
 
+@pytest.mark.long
 def test_reactivated_membership_is_deactivated_again(stage: Stage) -> None:
     world = stage.world
     org = company(world)
@@ -85,6 +87,7 @@ def test_reactivated_membership_is_deactivated_again(stage: Stage) -> None:
     assert auto_join_answer(stage.engine, "ann@acme.example") is None
 
 
+@pytest.mark.long
 def test_rejected_create_fails_with_reason(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)

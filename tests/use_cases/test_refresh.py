@@ -120,6 +120,7 @@ def test_an_object_is_read_and_its_state_answered(
     assert access(engine) == set() and rows(engine, Refresh) == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tailing")
 def test_access_follows_each_change_at_workos(endpoint: FlaskClient, sandbox: Sandbox, member: JSON) -> None:
     world, id = sandbox.world, member["id"]

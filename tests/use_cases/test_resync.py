@@ -165,6 +165,7 @@ def test_dry_run_reports_without_changes(both_engines: Engine, sandbox: Sandbox,
     }
 
 
+@pytest.mark.long
 def test_resync_fills_empty_mirror_and_old_events_change_nothing(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
@@ -268,6 +269,7 @@ def test_organization_roles_take_one_more_call_each(one_engine: Engine, sandbox:
     assert found(one_engine, run_id) == {("role", f"{known}/billing"): ("extra", "repaired")}
 
 
+@pytest.mark.long
 def test_deleted_organization_role_is_not_confused_with_environment_role(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
@@ -291,6 +293,7 @@ def test_deleted_organization_role_is_not_confused_with_environment_role(
 # One workspace
 
 
+@pytest.mark.long
 def test_resync_of_one_workspace_leaves_others(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     engine, world = both_engines, sandbox.world
     small_life(world, 3, 3)

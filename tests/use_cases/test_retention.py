@@ -169,6 +169,7 @@ def test_tombstones_are_kept(engine: Engine) -> None:
     assert all(row["deleted_by"] == "event" for found in mirrored(engine).values() for row in found)
 
 
+@pytest.mark.long
 def test_retention_stops_between_batches(one_engine: Engine) -> None:
     store(one_engine, (made("role.updated") for _ in range(2 * BATCH + 10)))
     apply_all(one_engine)
@@ -311,6 +312,7 @@ def test_user_deleted_by_resync_is_erased_and_can_return(
 # The command
 
 
+@pytest.mark.long
 def test_forget_erases_at_once(gone: Engine, run_forget: Callable[..., Result]) -> None:
     result = run_forget(USER)
     assert result.exit_code == 0 and f"{USER} is erased" in result.stdout.splitlines()

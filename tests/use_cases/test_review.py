@@ -151,6 +151,7 @@ def test_the_last_line_has_the_hash_of_the_others_and_so_has_the_audit(
         assert "person1@" not in str(row)
 
 
+@pytest.mark.long
 def test_a_review_names_the_resync_that_verified_the_mirror(mirror: Callable[..., None], engine: Engine) -> None:
     run_id = start(engine, by("test"))
     assert read()["verified_by_resync"] is None

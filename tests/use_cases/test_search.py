@@ -53,6 +53,7 @@ FOUND: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.long
 def test_search_finds(mirror: Engine) -> None:
     assert {text: [match.id for match in search(mirror, text)] for text in FOUND} == FOUND
 

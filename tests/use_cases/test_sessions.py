@@ -140,6 +140,7 @@ def test_deletes_that_arrive_before_everything_else(session_stages: SessionStage
     assert stage.active() == set()
 
 
+@pytest.mark.long
 def test_all_pages_are_read_before_the_first_revocation(one_session_stage: SessionStage) -> None:
     stage = one_session_stage
     org, user, membership = stage.member_with_session()
@@ -549,6 +550,7 @@ def test_later_loss_that_only_a_resync_finds(session_stages: SessionStage) -> No
     assert stage.active() == set()
 
 
+@pytest.mark.long
 def test_revocation_is_shown(one_session_stage: SessionStage, local: Callable[..., Services]) -> None:
     stage = one_session_stage
     org, user, membership = stage.member_with_session()

@@ -38,6 +38,7 @@ def near(time: Any, expected: Any) -> bool:
     return bool(expected - TAKEN <= time <= expected)
 
 
+@pytest.mark.long
 def test_events_whose_webhooks_were_lost_are_applied_and_complete(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:

@@ -313,6 +313,7 @@ def test_a_read_begun_before_the_failure_does_not_end_the_uncertainty(
     assert isinstance(ask_about(both_engines, failed), Access)
 
 
+@pytest.mark.long
 def test_a_dismissal_ends_the_uncertainty(both_engines: Engine, failed: JSON) -> None:
     [event] = [row for row in rows(both_engines, Event) if row["status"] == EventStatus.FAILED]
     dismiss(both_engines, [event["id"]], by("ann", "a test"))
@@ -398,6 +399,7 @@ def test_a_resync_ends_the_uncertainty_about_an_unknown_object(
     assert (uncertain(one_engine) == set()) is ends
 
 
+@pytest.mark.long
 def test_an_earlier_or_incomplete_resync_does_not_end_the_uncertainty(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
@@ -429,6 +431,7 @@ def test_an_unusable_object_that_decides_no_access_does_not_keep_the_uncertainty
     assert uncertain(one_engine) == set()
 
 
+@pytest.mark.long
 def test_the_clock_creates_the_resync_that_ends_the_uncertainty(one_engine: Engine, workos: WorkOSClient) -> None:
     begin(one_engine, workos)
     resync(one_engine, workos)
