@@ -80,7 +80,7 @@ MIGRATION_LOCK = 0x776F_0003
 INDEX_LOCK = 0x776F_0004
 """PostgreSQL advisory lock of a session: one process at a time builds indexes concurrently."""
 POOLER_REMEDY = "use the pooler in session mode, or connect directly (docs/deploy, PostgreSQL)"
-"""If `not_in_force` returns lines."""
+"""The remedy for what `not_in_force` returns."""
 
 
 def database_url(raw: str) -> URL:

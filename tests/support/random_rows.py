@@ -58,6 +58,10 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
         place = {"organization_id": some(None, *workspaces), "normalized": some(None, *names)}
         return mirrored(f"domain_{n}") | place | {"verification": some(None, "verified", "legacy_verified", "failed")}
 
+    def user(id: str) -> JSON:
+        address = {"email_normalized": some(None, id), "email_domain": some(*names)}
+        return mirrored(id) | address | {"email_verified": some(None, True, True, False)}
+
     def join(organization_id: str, user_id: str) -> JSON:
         place = {"organization_id": organization_id, "user_id": user_id}
         state = some("pending", "blocked", "undone", "joined")
@@ -76,7 +80,7 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
     unblocked = {"who": "ann", "why": "why"}
     return {
         Organization: [mirrored(id) for id in workspaces[:-1]],
-        User: [mirrored(id) | {"email_normalized": some(None, id)} for id in known],
+        User: [user(id) for id in known],
         UserAddress: [
             {"user_id": id, "email_hash": f"hash_{n}"} for id in known for n in range(30) if dice.random() < 0.05
         ],

@@ -11,7 +11,7 @@ from models.tables import Action, Change, DeliveryStatus, Hook, HookDelivery
 from models.types import Record, db_now
 from worker import audit
 from worker.errors import OperatorError, UnknownIdError
-from worker.mirror.affected import NOBODY, affected_workspaces
+from worker.mirror.affected import NO_WORKSPACE, affected_workspaces
 
 
 def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
@@ -67,7 +67,7 @@ def failures(engine: Engine, limit: int | None = None) -> list[Record]:
         for row in groups:
             of_example = (HookDelivery.hook == row["hook"], HookDelivery.change_id == row["example"])
             row.update(all_rows(tx, select(HookDelivery.error, HookDelivery.traceback).where(*of_example))[0])
-            row.update(affected.get((row["hook"], row["fingerprint"]), NOBODY))
+            row.update(affected.get((row["hook"], row["fingerprint"]), NO_WORKSPACE))
     return groups
 
 

@@ -1,4 +1,4 @@
-"""Which workspaces failures are about."""
+"""The workspaces that failures are about."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from worker.kinds.organization import Organization
 
 MOST = 3
 """Workspaces that are named for each group of failures."""
-NOBODY: Record = {"affected": 0, "workspaces": []}
-"""What `affected_workspaces` has for a group without a workspace."""
+NO_WORKSPACE: Record = {"affected": 0, "workspaces": []}
+"""The value for a group that `affected_workspaces` does not return."""
 
 
 def affected_workspaces(
@@ -26,7 +26,7 @@ def affected_workspaces(
     """Return, by the values of the columns `group`, the workspaces that a query of failures is about.
 
     A value has `affected`, the number of workspaces, and `workspaces`, the `MOST` with the most failures: id, name and,
-    under `name`, their number. Groups without a workspace are missing; for them, use `NOBODY`.
+    under `name`, their number. Groups without a workspace are missing; for them, use `NO_WORKSPACE`.
     """
     number = func.count()
     # No order among equal numbers: to compare the ids would take as long as all the rest.

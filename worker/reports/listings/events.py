@@ -13,7 +13,7 @@ from models.types import Record, inline_literal
 from worker.inbox.selection import Selection
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
-from worker.mirror.affected import NOBODY, affected_workspaces
+from worker.mirror.affected import NO_WORKSPACE, affected_workspaces
 from worker.mirror.uncertainty import subject_of
 from worker.reports.listings.names import with_names
 from worker.reports.listings.paging import Page, Place, beyond, read_page
@@ -74,7 +74,7 @@ def failures(engine: Engine, limit: int | None = None) -> list[Record]:
         affected = affected_workspaces(tx, events, [Event.fingerprint], workspace, "events")
     for row in groups:
         row.update({name: texts[row["example"]][name] for name in ("error", "traceback")})
-        row.update(affected.get((row["fingerprint"],), NOBODY))
+        row.update(affected.get((row["fingerprint"],), NO_WORKSPACE))
     return groups
 
 
