@@ -147,4 +147,4 @@ def test_missing_members_are_those_of_the_rule_by_which_people_join(engine: Engi
             )
         assert found == wanted
         seen += len(found)
-    assert seen > 10
+    assert seen > 20

@@ -24,7 +24,7 @@ from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
 
-SIZES = {"user": 40, "org": 8, "domain": 40}
+SIZES = {"user": 40, "org": 8, "domain": 10}
 
 
 def put_random_rows(tx: Connection, dice: random.Random) -> None:
@@ -47,7 +47,7 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
 
     def mirrored(id: str) -> JSON:
         version = {"event_at": at(), "event_id": f"event_{dice.randrange(5)}", "created_at": at(), "revision": 1}
-        return {"id": id, "deleted_by": some(None, None, "event", "resync"), **version}
+        return {"id": id, "deleted_by": some(None, None, None, None, "event", "resync"), **version}
 
     def membership(n: int) -> JSON:
         status = some(None, "active", "active", "inactive", "pending", "dormant")
@@ -85,7 +85,7 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
             {"user_id": id, "email_hash": f"hash_{n}"} for id in known for n in range(30) if dice.random() < 0.05
         ],
         Membership: [membership(n) for n in range(200)],
-        UnblockedMembership: [{"membership_id": f"om_{n}", **unblocked} for n in range(200) if dice.random() < 0.1],
+        UnblockedMembership: [{"membership_id": f"om_{n}", **unblocked} for n in range(200) if dice.random() < 0.6],
         Join: [join(*pair) for pair in itertools.product(workspaces, people) if dice.random() < 0.08],
         Invitation: (invitations := [invitation(n) for n in range(60)]),
         InvitedAddress: [
