@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 
 from models.access import Access, Stale, access_of
 from models.database import session
-from webhooks.api import schemas
+from webhooks.api import requests, responses
 from webhooks.api.answers import answers, as_json
 from webhooks.api.waiting import Waiting
 from worker.decision.payload import EPOCH
@@ -17,8 +17,10 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, waiting: Waiting) -> 
     """Add the route to `routes`, and its description to `spec`."""
 
     @routes.get("/access")
-    @spec.validate(resp=answers(schemas.Access, HTTP_400=schemas.Error, HTTP_503=schemas.StaleAnswer), tags=["mirror"])
-    def access(query: schemas.AccessQuery) -> Response:
+    @spec.validate(
+        resp=answers(responses.Access, HTTP_400=responses.Error, HTTP_503=responses.StaleAnswer), tags=["mirror"]
+    )
+    def access(query: requests.AccessQuery) -> Response:
         """Return a person's role in a workspace, null for no access.
 
         With `wait`, the response is delayed by up to five seconds until the mirror has caught up.
@@ -31,20 +33,20 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, waiting: Waiting) -> 
         try:
             found = _answer(engine, query, waiting)
         except ValueError as error:
-            return as_json(schemas.Error(error=str(error)), 400)
+            return as_json(responses.Error(error=str(error)), 400)
         except Stale as stale:
-            reason = schemas.StaleAnswer(
+            reason = responses.StaleAnswer(
                 error=stale.reason, complete_to=stale.complete_to, retry_after=stale.retry_after
             )
             response = as_json(reason, 503)
             response.headers["Retry-After"] = str(stale.retry_after)
             return response
-        response = as_json(schemas.Access(**found._asdict()))
+        response = as_json(responses.Access(**found._asdict()))
         response.headers["Cache-Control"] = "no-store"
         return response
 
 
-def _answer(engine: Engine, query: schemas.AccessQuery, waiting: Waiting) -> Access:
+def _answer(engine: Engine, query: requests.AccessQuery, waiting: Waiting) -> Access:
     event_id, time = query.wait_event, query.wait_time
     if event_id is not None and not waiting.until(lambda: health.is_applied(engine, event_id)):
         raise Stale(f"event {event_id} is not applied", health.complete_to(engine), 5)

@@ -5,12 +5,12 @@ from flask import Response, abort
 from pydantic import BaseModel, ValidationError
 
 from models.types import Record
-from webhooks.api import schemas
+from webhooks.api import responses
 
 
 def answers(model: type[BaseModel], **others: type[BaseModel]) -> spectree.Response:
     """Declare the body of a route's 200 response, and of `others` such as `HTTP_404`. 401 and 429 are included."""
-    return spectree.Response(HTTP_200=model, **{"HTTP_401": schemas.Error, "HTTP_429": schemas.Error} | others)
+    return spectree.Response(HTTP_200=model, **{"HTTP_401": responses.Error, "HTTP_429": responses.Error} | others)
 
 
 def as_json(model: BaseModel, status: int = 200) -> Response:

@@ -14,7 +14,7 @@ from spectree import SpecTree
 from sqlalchemy import Engine, RowMapping
 from werkzeug.exceptions import TooManyRequests
 
-from webhooks.api import schemas
+from webhooks.api import requests, responses
 from webhooks.api.answers import answers, as_json
 from worker.errors import CursorGoneError
 from worker.mirror import change_feed
@@ -37,8 +37,8 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
     snapshots = threading.BoundedSemaphore(min(max_threads, MAX_SNAPSHOTS))
 
     @routes.get("/changes")
-    @spec.validate(resp=answers(schemas.Changes, HTTP_410=schemas.Error), tags=["feed"])
-    def changes(query: schemas.ChangesQuery) -> Response:
+    @spec.validate(resp=answers(responses.Changes, HTTP_410=responses.Error), tags=["feed"])
+    def changes(query: requests.ChangesQuery) -> Response:
         """List the changes after an id, in commit order.
 
         With `wait`, the response is delayed until there is a change or the time is up. If too many clients are
@@ -51,15 +51,15 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
             found = change_feed.changes_after(engine, query.after, query.limit, query.wait if may_wait else 0.0)
         except CursorGoneError as error:
             advice = "fetch /api/v1/snapshot and continue from its changes_after"
-            return as_json(schemas.Error(error=f"{error}: {advice}"), 410)
+            return as_json(responses.Error(error=f"{error}: {advice}"), 410)
         finally:
             if may_wait:
                 waiting.release()
         after = found[-1]["id"] if found else query.after
-        return as_json(schemas.Changes(items=[schemas.Change(**row) for row in found], next=after))
+        return as_json(responses.Changes(items=[responses.Change(**row) for row in found], next=after))
 
     @routes.get("/snapshot")
-    @spec.validate(resp=answers(schemas.Snapshot, HTTP_429=schemas.Error), tags=["feed"], skip_validation=True)
+    @spec.validate(resp=answers(responses.Snapshot, HTTP_429=responses.Error), tags=["feed"], skip_validation=True)
     def snapshot() -> tuple[Iterator[str], int, dict[str, str]]:
         """Return the whole state at one moment, and the change id to continue from.
 

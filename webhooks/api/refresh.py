@@ -6,7 +6,7 @@ from spectree import SpecTree
 
 from models.access import access_of
 from models.database import in_transaction, read_transaction, session
-from webhooks.api import schemas
+from webhooks.api import requests, responses
 from webhooks.api.answers import answers, as_json, problems_in
 from webhooks.api.waiting import Waiting
 from worker.bootstrap import Services
@@ -14,11 +14,11 @@ from worker.decision.payload import parse_json
 from worker.repair import refresh as refreshes
 
 RESPONSES = answers(
-    schemas.Refreshed,
-    HTTP_202=schemas.PendingRefresh,
-    HTTP_400=schemas.Error,
-    HTTP_403=schemas.Error,
-    HTTP_404=schemas.Error,
+    responses.Refreshed,
+    HTTP_202=responses.PendingRefresh,
+    HTTP_400=responses.Error,
+    HTTP_403=responses.Error,
+    HTTP_404=responses.Error,
 )
 
 
@@ -28,7 +28,7 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
 
     # Not validated by spectree, which fails on JSON that is nested too deep.
     @routes.post("/refresh")
-    @spec.validate(json=schemas.RefreshRequest, resp=RESPONSES, tags=["mirror"], skip_validation=True)
+    @spec.validate(json=requests.RefreshRequest, resp=RESPONSES, tags=["mirror"], skip_validation=True)
     def refresh() -> Response:
         """Read an object, or a person's access to a workspace, from WorkOS; answer once the mirror has its state.
 
@@ -44,21 +44,23 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
         """
         if g.token_name not in allowed:
             error = f"the token {g.token_name} may only read; to let it refresh, add its name to API_REFRESH_NAMES"
-            return as_json(schemas.Error(error=error), 403)
+            return as_json(responses.Error(error=error), 403)
         try:
-            target = schemas.RefreshRequest.model_validate(parse_json(request.get_data())).target
+            target = requests.RefreshRequest.model_validate(parse_json(request.get_data())).target
         except ValidationError as error:
-            return as_json(schemas.Error(error=problems_in(error)), 400)
+            return as_json(responses.Error(error=problems_in(error)), 400)
         except (ValueError, RecursionError):
-            return as_json(schemas.Error(error="the body is not JSON"), 400)
+            return as_json(responses.Error(error="the body is not JSON"), 400)
         id = in_transaction(engine, refreshes.request, target, g.token_name)
         if id is None:
-            return as_json(schemas.Error(error="too many requests of this token wait to be read; try again later"), 429)
+            return as_json(
+                responses.Error(error="too many requests of this token wait to be read; try again later"), 429
+            )
         bell.ring()
         waiting.until(lambda: any(refreshes.progress(engine, id)))  # after a failure, the next attempt takes too long
         found = refreshes.progress(engine, id)
         if not found.is_done:
-            return as_json(schemas.PendingRefresh(error=found.error), 202)
+            return as_json(responses.PendingRefresh(error=found.error), 202)
         response = _answer(target)
         response.headers["Cache-Control"] = "no-store"
         return response
@@ -66,10 +68,10 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
     def _answer(target: refreshes.Target) -> Response:
         with read_transaction(engine) as tx:
             if missing := refreshes.unknown(tx, target):
-                return as_json(schemas.Error(error=f"{missing} is unknown to WorkOS and to the mirror"), 404)
+                return as_json(responses.Error(error=f"{missing} is unknown to WorkOS and to the mirror"), 404)
             if target.kind != refreshes.ACCESS:
                 state = refreshes.state_of(tx, target.kind, target.object_id)
-                return as_json(schemas.Refreshed(object=state))
+                return as_json(responses.Refreshed(object=state))
         with session(engine) as opened:
             found = access_of(opened, target.user_id, target.object_id)
-        return as_json(schemas.Refreshed(access=schemas.Access(**found._asdict())))
+        return as_json(responses.Refreshed(access=responses.Access(**found._asdict())))

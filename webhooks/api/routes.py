@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from spectree import SpecTree
 from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
 
-from webhooks.api import access, changes, mirror, operations, refresh, schemas
+from webhooks.api import access, changes, mirror, operations, refresh, responses
 from webhooks.api.answers import answers, as_json, problems_in
 from webhooks.api.waiting import Waiting
 from webhooks.auth import Guesses
@@ -58,16 +58,16 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
         return jsonify(spec.spec)
 
     @routes.get("/status")
-    @spec.validate(resp=answers(schemas.Status, HTTP_503=schemas.Status), tags=["status"])
+    @spec.validate(resp=answers(responses.Status, HTTP_503=responses.Status), tags=["status"])
     def status() -> Response:
         """Return the state of the mirror: 200 if it is trustworthy, 503 with the reasons if not."""
         verdict = judge(engine, services.report_redis, services.settings)
         report = as_report(verdict) | {"trusted": verdict.trusted, "reasons": verdict.reasons}
-        return as_json(schemas.Status(**report), 200 if verdict.trusted else 503)
+        return as_json(responses.Status(**report), 200 if verdict.trusted else 503)
 
     @routes.errorhandler(TimeError)
     def no_such_time(error: TimeError) -> Response:
-        return as_json(schemas.Error(error=str(error)), error.status)
+        return as_json(responses.Error(error=str(error)), error.status)
 
     max_threads = max(1, services.settings.web_threads // 4)
     waiting = Waiting(max_threads)
@@ -92,7 +92,7 @@ def _spec() -> SpecTree:
         mode="strict",
         before=_describe_invalid_parameters,
         validation_error_status=400,
-        validation_error_model=schemas.Error,
+        validation_error_model=responses.Error,
         security_schemes=[SecurityScheme(name="token", data=SecuritySchemeData(type=SecureType.HTTP, scheme="bearer"))],
         security={"token": []},
     )
