@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
-        *("worker.settings", "worker.workos_api"),
+        *("worker.sandbox", "worker.settings", "worker.workos_api"),
     },
     {"worker.database", "worker.metrics", "worker.mirror", "worker.webhook_endpoints"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
@@ -34,6 +34,7 @@ ERRORS_ELSEWHERE = {
     "models.access.Stale",  # part of the contract with products, which import only `models`
     "worker.redis_client.NotPrimaryError",  # RQ and redis-py treat it as redis-py's own
     "worker.redis_client.UnexpectedRedisError",  # likewise
+    "worker.sandbox.state.WorldError",  # what WorkOS answers, not an error of workos-sync
     "worker.workos_api.calls.CallError",  # stays within its package
     "worker.workos_api.client.LastPageError",  # carries a `Page` of that module
 }
@@ -176,6 +177,15 @@ def test_the_worker_imports_no_http_server() -> None:
     assert {m for m in importers("flask", "werkzeug") if m.startswith("worker")} == set()
 
 
+def test_only_the_command_line_imports_the_sandbox_which_needs_an_extra() -> None:
+    users = {part_of(module) for module in importers("worker.sandbox")} - {"worker.sandbox"}
+    assert users <= {"worker.cli"}
+    assert {part_of(module) for module in importers("aiohttp")} == {"worker.sandbox"}
+    assert {found for m in MODULES if part_of(m) == "worker.sandbox" for found in neighbours(m)} <= {
+        m for m in MODULES if part_of(m) == "worker.sandbox"
+    }
+
+
 def test_the_environment_is_read_in_one_place() -> None:
     assert importers("os.environ", "os.getenv") == set()
     readers = {
@@ -213,8 +223,8 @@ def test_the_decision_is_pure() -> None:
     assert foreign <= set(sys.stdlib_module_names) - {"time", "os"}
 
 
-def test_the_workos_sdk_is_imported_in_two_places() -> None:
-    assert importers("workos") <= {"webhooks.signature", "worker.workos_api.sdk"}
+def test_the_workos_sdk_is_imported_in_three_places() -> None:
+    assert importers("workos") <= {"webhooks.signature", "worker.sandbox.server", "worker.workos_api.sdk"}
     assert {found for found in imports("webhooks.signature") if found.startswith("workos")} == {
         "workos.webhooks.Webhooks"
     }

@@ -10,9 +10,9 @@ from tests.benchmarks.baseline import jobs_per_second
 from tests.benchmarks.runner import BASELINE, LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import POSTGRESQL, Bench
 from tests.support import JSON, statuses
-from tests.support.sandbox import World, play
 from tests.support.stories import store
 from worker.inbox.drain import Drain, DrainLimits
+from worker.sandbox import World, play
 
 RATE = "events/s"
 GENEROUS = "rq worker --worker-class rq.SimpleWorker"

@@ -12,8 +12,8 @@ from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.sandboxed import workos
 from tests.benchmarks.servers import POSTGRESQL, Bench
 from tests.support.resync import CLIENT_ID, UNLIMITED, resync
-from tests.support.sandbox.server import API_KEY
 from worker.kinds import KINDS
+from worker.sandbox.service import API_KEY
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import open_client
 

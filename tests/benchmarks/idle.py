@@ -9,8 +9,8 @@ from tests.benchmarks.runner import OURS, Mark, Row, Sample
 from tests.benchmarks.sandboxed import workos
 from tests.benchmarks.servers import SQLITE, START_SECONDS, Bench
 from tests.support.resync import CLIENT_ID
-from tests.support.sandbox.server import API_KEY
 from tests.support.stack.machine import answers, free_ports
+from worker.sandbox.service import API_KEY
 
 SETTLED_SECONDS = 20.0
 """The first resync is over then."""

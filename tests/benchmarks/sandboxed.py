@@ -13,9 +13,9 @@ from models.tables import Run, Task
 from tests.benchmarks.servers import START_SECONDS, Bench
 from tests.support import JSON, differences
 from tests.support.resync import CLIENT_ID
-from tests.support.sandbox.server import API_KEY
 from tests.support.stack.machine import answers, call, free_ports
 from tests.support.stack.processes import StackError
+from worker.sandbox.service import API_KEY
 
 LOOK_EVERY_SECONDS = 0.05
 
@@ -35,7 +35,7 @@ def workos(bench: Bench, organizations: int, members: int, knobs: JSON) -> Itera
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with bench.running(
-        "sandbox", ["-m", "tests.support.sandbox", "--port", str(port)], bench.environment("sqlite://")
+        "sandbox", ["-m", "worker.sandbox", "--port", str(port)], bench.environment("sqlite://")
     ) as process:
         process.wait_until(lambda: answers(f"{url}/sandbox/progress"), START_SECONDS)
         call("POST", f"{url}/sandbox/populate", {"organizations": organizations, "members": members}, seconds=600)

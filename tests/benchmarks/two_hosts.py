@@ -23,11 +23,11 @@ from tests.benchmarks.workers import listening
 from tests.support import mirrored
 from tests.support.processes import eventually
 from tests.support.resync import catch_up_with
-from tests.support.sandbox import World, play
 from tests.support.stack.processes import Process
 from tests.support.stories import store, written_once
 from worker.inbox.store import backlog
 from worker.queue.doorbell import DRAIN, Doorbell
+from worker.sandbox import World, play
 
 NETWORKS = {"a": "192.0.2", "b": "198.51.100"}
 """Two of the networks that RFC 5737 keeps for examples: the servers are .1 and the host is .2."""

@@ -19,13 +19,13 @@ from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.hooks import follow_all
 from tests.support.ops import TOKEN
 from tests.support.resync import client_of, mirror_of, quietly, resync, settings_of
-from tests.support.sandbox import Sandbox
 from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.errors import HookError
 from worker.processes.clock import heartbeat
 from worker.repair.work import Repair
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 pytestmark = pytest.mark.long

@@ -24,7 +24,7 @@ from tests.support.deliveries import deliver
 from tests.support.processes import Command, Commands, Valkey, eventually
 from tests.support.promtool import firing
 from tests.support.resync import quietly, settings_of
-from tests.support.sandbox import Knobs, Sandbox, populate
+from worker.sandbox import Knobs, Sandbox, populate
 
 TOKEN = "ann-signs-in-with-this-token"
 PHONE = {"width": 390, "height": 844}

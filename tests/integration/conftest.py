@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from models.database import open_engine
 from tests.support.processes import QUICK, Commands, Valkey
 from tests.support.resync import settings_of
-from tests.support.sandbox import Sandbox
+from worker.sandbox import Sandbox
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from redis import Redis
 
 from tests.support.processes import Valkey
 from tests.support.resync import client_of
-from tests.support.sandbox import Sandbox
+from worker.sandbox import Sandbox
 from worker.workos_api.bucket import ALL, USER_READS, Buckets, Limit
 from worker.workos_api.client import WorkOSClient, open_client
 

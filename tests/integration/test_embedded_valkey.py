@@ -15,10 +15,10 @@ from tests.support import statuses
 from tests.support.inbox import pending
 from tests.support.processes import Command, Commands, eventually, working_in
 from tests.support.resync import settings_of
-from tests.support.sandbox import Sandbox
 from tests.support.stories import new_users, store
 from worker.queue.doorbell import DRAIN
 from worker.queue.heartbeat import worker_states
+from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.long
 

@@ -12,8 +12,8 @@ from models.views import mirror_status
 from tests.support import apply_all, differences, rows
 from tests.support.inbox import count, pending
 from tests.support.processes import Commands, eventually
-from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import store
+from worker.sandbox import Knobs, Sandbox, populate
 
 pytestmark = pytest.mark.long
 

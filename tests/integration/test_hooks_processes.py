@@ -11,8 +11,8 @@ from tests.support import rows
 from tests.support.hooks import OK, SECRET, Web, dripping, long_answer, raw_host
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.resync import quietly
-from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import new_users, store
+from worker.sandbox import Knobs, Sandbox, populate
 
 pytestmark = pytest.mark.long
 

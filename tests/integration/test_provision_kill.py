@@ -14,10 +14,10 @@ from models.types import db_now_plus
 from tests.support import SECRET, rows
 from tests.support.inbox import pending
 from tests.support.processes import Commands, eventually
-from tests.support.sandbox import Knobs, Sandbox, World
 from tests.support.stories import store
 from worker.kinds.membership import Membership
 from worker.provisioning import SEND_SECONDS
+from worker.sandbox import Knobs, Sandbox, World
 
 pytestmark = pytest.mark.long
 

@@ -12,9 +12,9 @@ import pytest
 from tests.support import JSON
 from tests.support.processes import QUICK, Command, Commands, Valkey, eventually, listens
 from tests.support.resync import quietly, settings_of
-from tests.support.sandbox import Sandbox
 from tests.support.stack.machine import free_ports
 from tests.support.tail import tail_pids
+from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.long
 

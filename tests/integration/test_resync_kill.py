@@ -16,11 +16,11 @@ from models.tables import Listing, MirrorState, Run
 from tests.support import differences, rows
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.resync import client_of, expire_lease, live, resync, settings_of
-from tests.support.sandbox import Sandbox, populate
 from webhooks.receive import COMMIT_SECONDS
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.repair.resync.resync import CONCURRENT_CALLS
+from worker.sandbox import Sandbox, populate
 
 pytestmark = pytest.mark.long
 

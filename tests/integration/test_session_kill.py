@@ -11,8 +11,8 @@ from models.types import db_now_plus
 from models.views import workspace_members
 from tests.support import SECRET, rows
 from tests.support.processes import Commands, eventually
-from tests.support.sandbox import Knobs, Sandbox
 from worker.kinds import SUBSCRIBED
+from worker.sandbox import Knobs, Sandbox
 
 pytestmark = pytest.mark.long
 

@@ -11,9 +11,9 @@ from models.tables import Event, EventStatus
 from tests.support.inbox import count
 from tests.support.processes import QUICK, Commands, eventually
 from tests.support.resync import settings_of
-from tests.support.sandbox import Sandbox
 from tests.support.stories import new_users, store
 from worker.metrics import ACCEPTED_TO_APPLIED, counted
+from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.long
 

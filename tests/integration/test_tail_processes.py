@@ -17,9 +17,9 @@ from tests.support import JSON, rows
 from tests.support.actors import by
 from tests.support.processes import Command, Commands, eventually
 from tests.support.resync import run_row
-from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.tail import ask, state, tail_pids
 from worker.repair.resync.resync import start
+from worker.sandbox import Knobs, Sandbox, populate
 
 pytestmark = pytest.mark.long
 

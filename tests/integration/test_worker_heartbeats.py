@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.support.processes import Commands, Valkey, eventually
-from tests.support.sandbox import Sandbox, populate
 from worker.queue.doorbell import DRAIN, REPAIR
 from worker.queue.heartbeat import worker_states
+from worker.sandbox import Sandbox, populate
 
 pytestmark = pytest.mark.long
 

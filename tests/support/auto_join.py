@@ -16,7 +16,6 @@ from models.tables import Join, JoinSearch, MirrorState
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.resync import Clock, client_of
-from tests.support.sandbox import Sandbox, World
 from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
 from worker.kinds.domain import Domain
@@ -25,6 +24,7 @@ from worker.provisioning import provision
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.work import catch_up_or_resync
+from worker.sandbox import Sandbox, World
 from worker.workos_api.client import WorkOSClient
 
 LAG = timedelta(seconds=3)

@@ -10,8 +10,8 @@ from models.tables import Event, MirrorState
 from models.types import db_now_plus
 from tests.support import JSON, rows
 from tests.support.resync import CLIENT_ID, Clock
-from tests.support.sandbox import Sandbox
 from worker.repair.environment import bind
+from worker.sandbox import Sandbox
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 

@@ -10,9 +10,9 @@ from models.types import db_now, db_now_plus
 from tests.support import JSON, made
 from tests.support.actors import by
 from tests.support.auto_join import apply_events, mark_as_filled
-from tests.support.sandbox import World, play
 from worker.mirror import auto_join_policy
 from worker.repair.resync.resync import start
+from worker.sandbox import World, play
 
 LONG_NAME = "Rhabarberbarbara " * 12
 ERROR = "HTTP 503 from https://app.acme.example/hooks/workos-sync after 10.0 s\nupstream connect error"

@@ -32,7 +32,6 @@ from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.support.actors import by
 from tests.support.past import members_at
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
-from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import BusyError, OperatorError, WorkOSError
 from worker.inbox.drain import DrainLimits
@@ -51,6 +50,7 @@ from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
 from worker.runs import lease
+from worker.sandbox import Sandbox, WorldError, play
 
 LAG = timedelta(seconds=5)
 PLACES = st.integers(0, 40)

@@ -14,7 +14,6 @@ from models.tables import Base, Change, Drift, MirrorState, Read, Run, Tail
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.actors import by
-from tests.support.sandbox import Sandbox, World
 from tests.support.stories import store
 from worker.kinds import KINDS
 from worker.kinds.role import Role
@@ -22,6 +21,7 @@ from worker.repair.environment import MARGIN
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import Resync, start
 from worker.runs import lease
+from worker.sandbox import Sandbox, World
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import Page, ReadResult, WorkOSClient, open_client
 

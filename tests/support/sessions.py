@@ -15,10 +15,10 @@ from models.types import db_now_plus
 from tests.support import JSON, rows
 from tests.support.auto_join import apply_events, mark_as_filled
 from tests.support.resync import Clock, client_of
-from tests.support.sandbox import Sandbox, World
 from worker.metrics import Counters
 from worker.mirror import lost_access
 from worker.repair.sessions import SessionRevoker
+from worker.sandbox import Sandbox, World
 from worker.workos_api.client import WorkOSClient
 
 LISTING = "/user_management/users/.*/sessions"

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, insert
 from models.database import open_engine, write_transaction
 from models.tables import Change, Event
 from tests.support import JSON, apply_all, mirrored, rows
-from tests.support.sandbox import World, play
 from worker.inbox.store import ReceivedEvent
+from worker.sandbox import World, play
 
 Mirrored = dict[Any, list[JSON]]
 

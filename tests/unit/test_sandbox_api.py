@@ -28,7 +28,7 @@ from workos.organization_membership import RoleMultiple, RoleSingle
 from workos.organizations.models import OrganizationDomainData
 
 from tests.support import EVENTS
-from tests.support.sandbox import Knobs, Sandbox, World, WorldError, play, populate
+from worker.sandbox import Knobs, Sandbox, World, WorldError, play, populate
 
 STATUSES = ["active", "inactive", "pending"]
 EVENT_FILES = sorted((EVENTS).glob("*.json"))

@@ -19,7 +19,7 @@ from freezegun import freeze_time
 from workos import WorkOSClient
 from workos.events.models import EventSchema
 
-from tests.support.sandbox import Sandbox
+from worker.sandbox import Sandbox
 
 SECRET = "whsec_of_the_test"
 ROOT = Path(__file__).parents[2]
@@ -243,10 +243,10 @@ def test_a_port_in_use_is_reported(sandbox: Sandbox) -> None:
 
 
 class Process:
-    """`python -m tests.support.sandbox`, and calls of its control endpoints."""
+    """`python -m worker.sandbox`, and calls of its control endpoints."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.support.sandbox", "--port", "0", "--seed", "7", "--hold-back", "0"]
+        command = [sys.executable, "-m", "worker.sandbox", "--port", "0", "--seed", "7", "--hold-back", "0"]
         self.child = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
         )

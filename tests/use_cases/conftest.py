@@ -17,12 +17,12 @@ from structlog.testing import capture_logs
 from models.database import open_engine
 from tests.support.auto_join import Stage, provisioning_stage
 from tests.support.resync import Clock, client_of
-from tests.support.sandbox import Sandbox
 from tests.support.sessions import SessionStage, session_stage
 from webhooks.app import create_app
 from worker.bootstrap import MAX_CONNECTIONS, Services
 from worker.cli import main
 from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
+from worker.sandbox import Sandbox
 from worker.settings import Settings, load_settings
 from worker.workos_api import client as workos_clients
 from worker.workos_api.client import WorkOSClient

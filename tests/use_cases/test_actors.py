@@ -19,7 +19,6 @@ from tests.support.hooks import follow_all
 from tests.support.mirror import MEMBERSHIP, ORG, USER
 from tests.support.ops import TOKEN, sign_in
 from tests.support.resync import deliver, read_due, resync
-from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main
@@ -28,6 +27,7 @@ from worker.mirror.erasure import forget
 from worker.mirror.read_requests import request_reads
 from worker.mirror.retention import Periods, retain
 from worker.reports.explain import explain
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 GRACE = "user_grace"

@@ -17,13 +17,13 @@ from tests.support import JSON, accept, apply_all, differences, rows
 from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, signed_up, stored, users
 from tests.support.repair import mirror
 from tests.support.resync import Clock, settings_of
-from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import LAG, catch_up, count_missed_webhooks, update_complete_to
 from worker.repair.work import Repair
 from worker.runs import create
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 PATIENCE = 600.0

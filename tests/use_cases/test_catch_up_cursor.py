@@ -13,12 +13,12 @@ from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, covered, hide, settings, signed_up, stored, users
 from tests.support.repair import mirror
 from tests.support.resync import Clock, deliver
-from tests.support.sandbox import Sandbox
 from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.work import Repair
 from worker.runs import create
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 

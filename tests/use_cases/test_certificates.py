@@ -16,13 +16,13 @@ from tests.support import JSON, event_row, made, minute, outcomes, rows, sample
 from tests.support.mirror import ORG
 from tests.support.ops import TOKEN, sign_in
 from tests.support.resync import catch_up_with, deliver, read_due, resync
-from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.kinds.saml_certificate import SamlCertificate
 from worker.reports.conditions import ActiveCondition, active_conditions
 from worker.reports.explain import explain
 from worker.reports.health import check_health
+from worker.sandbox import Sandbox
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 

@@ -8,8 +8,8 @@ from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from tests.support import commands
-from tests.support.sandbox import Sandbox
 from worker.cli import main
+from worker.sandbox import Sandbox
 
 PASSWORD = "unheard-of-password"
 SECRETS = {

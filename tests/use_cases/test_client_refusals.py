@@ -36,13 +36,13 @@ from tests.support.resync import (
     settings_of,
     small_life,
 )
-from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.decision.payload import MAX_ID_LENGTH, is_id
 from worker.errors import WorkosSyncError
 from worker.kinds import KINDS
 from worker.repair.reads import fetch, work_due
 from worker.repair.resync.listings import Key
+from worker.sandbox import Sandbox
 from worker.workos_api import client as workos_clients
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client

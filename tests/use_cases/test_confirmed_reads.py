@@ -25,7 +25,6 @@ from tests.support.resync import (
     run_row,
     small_life,
 )
-from tests.support.sandbox import Sandbox, World
 from worker.errors import InvalidApiKeyError
 from worker.kinds import KINDS
 from worker.kinds.membership import Membership
@@ -33,6 +32,7 @@ from worker.kinds.user import User
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
 from worker.reports.explain import explain
+from worker.sandbox import Sandbox, World
 from worker.workos_api.client import WorkOSClient
 
 FAR = "2091-01-01T00:00:00.000Z"

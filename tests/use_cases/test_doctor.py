@@ -24,8 +24,6 @@ from tests.support.cli import report, run
 from tests.support.conditions import stop_webhooks
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
-from tests.support.sandbox import Sandbox
-from tests.support.sandbox.delivery import Endpoint
 from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker.bootstrap import build_services
@@ -33,6 +31,8 @@ from worker.cli import main
 from worker.kinds import SUBSCRIBED
 from worker.processes.clock import heartbeat
 from worker.repair.schedule import CLOCK_TICK
+from worker.sandbox import Sandbox
+from worker.sandbox.delivery import Endpoint
 from worker.settings import load_settings
 
 pytestmark = pytest.mark.long

@@ -14,12 +14,12 @@ from tests.support import JSON, apply_all, rows
 from tests.support.cli import run
 from tests.support.repair import mirror, settings, status
 from tests.support.resync import CLIENT_ID, client_of, deliver, settings_of, small_life
-from tests.support.sandbox import Sandbox
 from worker.errors import ConfigurationError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
 from worker.repair.environment import bind
 from worker.repair.work import Repair
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 OTHER_KEY = "sk_test_other"

@@ -15,7 +15,6 @@ from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.actors import by
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, quietly, report, resync
-from tests.support.sandbox import Sandbox
 from worker.inbox.selection import Selection
 from worker.inbox.store import ReceivedEvent
 from worker.kinds import KINDS, READERS
@@ -26,6 +25,7 @@ from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
 from worker.repair.replay import dismiss, plan
 from worker.reports import listings
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 USER = sample("user.deleted")["data"]["id"]

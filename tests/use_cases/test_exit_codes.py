@@ -19,7 +19,6 @@ from tests.support.auto_join import apply_events
 from tests.support.catalog import drop_schema
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import settings_of
-from tests.support.sandbox import Sandbox
 from tests.support.tail import fresh
 from worker.cli import main
 from worker.cli.shared import operator
@@ -28,6 +27,7 @@ from worker.processes.clock import heartbeat
 from worker.queue.doorbell import HOOKS
 from worker.repair.resync.resync import start
 from worker.runs import create
+from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.long  # most of the commands prepare an installation of their own
 

@@ -12,13 +12,13 @@ from models.tables import PublicDomain
 from tests.support import JSON, apply_all, joins, made, rows
 from tests.support.actors import by
 from tests.support.resync import Clock, client_of, deliver, quietly, resync
-from tests.support.sandbox import Sandbox
 from worker.inbox.selection import Selection
 from worker.mirror.erasure import forget
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays
 from worker.reports.explain import explain
 from worker.runs import lease
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 

@@ -17,8 +17,6 @@ from tests.support import JSON, apply_all, differences, event_row, outcomes, row
 from tests.support.actors import by
 from tests.support.repair import mirror, runs, settings, status
 from tests.support.resync import Clock, client_of, deliver, small_life
-from tests.support.sandbox import Knobs, Sandbox, populate
-from tests.support.sandbox.world import World
 from tests.support.stories import store
 from worker.decision.payload import parse_time
 from worker.errors import WorkOSError
@@ -33,6 +31,8 @@ from worker.repair.schedule import schedule, watch
 from worker.repair.work import Repair
 from worker.reports.explain import explain
 from worker.runs import create, lease
+from worker.sandbox import Knobs, Sandbox, populate
+from worker.sandbox.world import World
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 

@@ -23,7 +23,6 @@ from tests.support.resync import (
     quietly,
     small_life,
 )
-from tests.support.sandbox import Sandbox
 from worker.errors import InvalidApiKeyError, NotFoundError, WorkOSError
 from worker.kinds import KINDS
 from worker.mirror.read_requests import request_reads
@@ -31,6 +30,7 @@ from worker.repair.catch_up import catch_up
 from worker.repair.environment import require_same_environment
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
+from worker.sandbox import Sandbox
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 

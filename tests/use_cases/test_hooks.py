@@ -20,7 +20,6 @@ from tests.support.auto_join import apply_events, mark_as_filled
 from tests.support.hooks import OK, SECRET, Web, dripping, follow_all, long_answer, raw_host
 from tests.support.processes import eventually, piece
 from tests.support.resync import quietly, resync, small_life
-from tests.support.sandbox import Sandbox
 from worker import leases
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError, HookError, OperatorError, UnknownIdError
@@ -29,6 +28,7 @@ from worker.hooks import operate, targets
 from worker.hooks.targets import WebTarget
 from worker.hooks.threads import HookThreads
 from worker.reports.verdict import judge
+from worker.sandbox import Sandbox
 from worker.settings import Settings, load_settings
 from worker.workos_api.client import WorkOSClient
 

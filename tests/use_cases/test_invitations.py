@@ -42,7 +42,6 @@ from tests.support.histories import broken_chains
 from tests.support.mirror import ORG
 from tests.support.ops import TOKEN, form_token, sign_in
 from tests.support.resync import Clock, catch_up_with, deliver, found, quietly, read_due, resync, small_life
-from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main
@@ -54,6 +53,7 @@ from worker.mirror.retention import Periods, retain
 from worker.provisioning import waiting
 from worker.repair.catch_up import catch_up
 from worker.reports.explain import explain
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 ANN = "ann@acme.example"

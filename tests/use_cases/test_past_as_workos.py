@@ -21,10 +21,10 @@ from tests.support import JSON, accept, apply_all, rows, true_role
 from tests.support.actors import by
 from tests.support.histories import PLACES, SOME, DeathError, Simulation
 from tests.support.resync import Clock, continue_run, deliver, read_due, resync
-from tests.support.sandbox import Sandbox, play
 from worker.repair.resync import resync as resyncs
 from worker.repair.resync.resync import start
 from worker.reports.past_workos import members_as_workos
+from worker.sandbox import Sandbox, play
 from worker.workos_api import client
 from worker.workos_api.client import WorkOSClient
 

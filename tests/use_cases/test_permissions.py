@@ -9,11 +9,11 @@ from models.tables import Event, MirrorState
 from models.views import member_permissions
 from tests.support import JSON, made, outcomes, rows
 from tests.support.resync import catch_up_with, deliver, found, live, quietly, resync, run_row
-from tests.support.sandbox import Sandbox, World
 from worker.kinds.permission import Permission
 from worker.mirror.role_map import adopt
 from worker.reports.explain import explain
 from worker.reports.listings import list_permissions, named
+from worker.sandbox import Sandbox, World
 from worker.workos_api.client import WorkOSClient
 
 MAPPED = {"admin": "admin", "member": "member", "billing": "member"}

@@ -44,7 +44,6 @@ from tests.support.resync import (
     settings_of,
     small_life,
 )
-from tests.support.sandbox import Sandbox
 from worker.errors import WorkOSError
 from worker.hooks.follow import Target, follow
 from worker.hooks.threads import HookThreads
@@ -58,6 +57,7 @@ from worker.repair.work import Repair
 from worker.reports.explain import explain
 from worker.reports.verdict import judge
 from worker.runs import create
+from worker.sandbox import Sandbox
 from worker.workos_api.client import Page, WorkOSClient
 
 pytestmark = pytest.mark.long

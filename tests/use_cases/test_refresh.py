@@ -20,13 +20,13 @@ from tests.support import JSON, accept, access, apply_all, made, mirrored, rows
 from tests.support.catch_up import begin
 from tests.support.processes import eventually
 from tests.support.resync import CLIENT_ID, MEMBERSHIPS, Between, catch_up_with, changes, quietly
-from tests.support.sandbox import Sandbox
 from tests.support.tail import filled, following, fresh, state
 from webhooks.api import waiting
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.queue.doorbell import Doorbell
 from worker.repair.refresh import ACCESS, MAX_WAITING, Target, request, work_due
+from worker.sandbox import Sandbox
 from worker.workos_api.bucket import TAIL, Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 

@@ -21,8 +21,8 @@ from tests.support import apply_all, differences, rows, statuses
 from tests.support.inbox import let_time_pass
 from tests.support.processes import eventually
 from tests.support.resync import Clock, client_of, deliver
-from tests.support.sandbox import Sandbox, play
 from worker.repair.catch_up import catch_up
+from worker.sandbox import Sandbox, play
 
 pytestmark = pytest.mark.long
 

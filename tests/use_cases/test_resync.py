@@ -28,7 +28,6 @@ from tests.support.resync import (
     run_row,
     small_life,
 )
-from tests.support.sandbox import Sandbox, World, populate
 from worker.decision.payload import parse_time
 from worker.errors import BusyError
 from worker.kinds import KINDS
@@ -36,6 +35,7 @@ from worker.kinds.membership import MEMBERSHIP
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER, User
 from worker.repair.resync.resync import start
+from worker.sandbox import Sandbox, World, populate
 from worker.workos_api.client import WorkOSClient
 
 Content = dict[str, Callable[[JSON], Any]]

@@ -32,11 +32,11 @@ from tests.support.resync import (
     settings_of,
     small_life,
 )
-from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.kinds import KINDS
 from worker.repair.resync.resync import start
 from worker.runs import wait_for_run
+from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.long
 

@@ -21,9 +21,9 @@ from tests.support.resync import (
     resync,
     run_row,
 )
-from tests.support.sandbox import Sandbox
 from worker.errors import OperatorError
 from worker.repair.resync.resync import start
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 

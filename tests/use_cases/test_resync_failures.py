@@ -30,10 +30,10 @@ from tests.support.resync import (
     run_row,
     small_life,
 )
-from tests.support.sandbox import Sandbox, populate
 from worker.errors import InvalidApiKeyError
 from worker.kinds import KINDS
 from worker.repair.resync.resync import start
+from worker.sandbox import Sandbox, populate
 from worker.workos_api.client import WorkOSClient
 
 pytestmark = pytest.mark.long

@@ -38,7 +38,6 @@ from tests.support.resync import (
     run_row,
     small_life,
 )
-from tests.support.sandbox import Sandbox, World, play, populate
 from worker import leases
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.errors import LeaseLostError
@@ -48,6 +47,7 @@ from worker.repair.reads import work_due
 from worker.repair.resync import resync as resync_module
 from worker.repair.resync.resync import Resync, start
 from worker.runs import lease
+from worker.sandbox import Sandbox, World, play, populate
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 

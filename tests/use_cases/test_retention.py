@@ -16,7 +16,6 @@ from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
 from tests.support.actors import by
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
-from tests.support.sandbox import Sandbox
 from tests.support.stories import store
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
@@ -28,6 +27,7 @@ from worker.repair.environment import bind
 from worker.repair.replay import dismiss
 from worker.repair.work import Repair
 from worker.runs import create
+from worker.sandbox import Sandbox
 from worker.settings import Settings, load_settings
 from worker.workos_api.client import WorkOSClient
 

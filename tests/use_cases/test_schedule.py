@@ -17,7 +17,6 @@ from tests.support import apply_all, differences, rows
 from tests.support.actors import by
 from tests.support.repair import settings
 from tests.support.resync import Clock, client_of
-from tests.support.sandbox import Sandbox
 from tests.support.stories import store
 from worker.errors import WorkOSError
 from worker.inbox.drain import Drain, DrainLimits
@@ -29,6 +28,7 @@ from worker.repair.catch_up import catch_up
 from worker.repair.environment import bind
 from worker.repair.resync.resync import start
 from worker.repair.schedule import needs_repair, schedule, watch
+from worker.sandbox import Sandbox
 
 
 @pytest.mark.long

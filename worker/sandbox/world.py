@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from . import shapes
-from .knobs import Knobs
-from .members import DEFAULT_ROLE, Members
-from .state import JSON, WorldError, invalid
+from worker.sandbox import shapes
+from worker.sandbox.knobs import Knobs
+from worker.sandbox.members import DEFAULT_ROLE, Members
+from worker.sandbox.state import JSON, WorldError, invalid
 
 __all__ = ["OPERATIONS", "World", "WorldError"]
 

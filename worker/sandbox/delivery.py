@@ -14,9 +14,9 @@ from typing import Any
 
 import aiohttp
 
-from . import shapes
-from .knobs import Knobs
-from .world import World
+from worker.sandbox import shapes
+from worker.sandbox.knobs import Knobs
+from worker.sandbox.world import World
 
 JSON = dict[str, Any]
 
@@ -292,7 +292,7 @@ class Deliveries:
     async def _send(self, job: _Job) -> None:
         """One attempt, and what follows from it."""
         if job.endpoint.id not in self.endpoints:
-            self._finish(job)
+            self._finish()
             return
         if job.signature is None or (self.knobs.retry_signs_again and not job.forged):
             job.signature = sign(job.body, job.endpoint.secret, int(time.time() * 1000))
@@ -316,7 +316,7 @@ class Deliveries:
                 record.acknowledged = record.acknowledged or good
                 counters.given_up += not good and job.attempt >= self.knobs.retries
         if good or job.forged or job.attempt >= self.knobs.retries:
-            self._finish(job)
+            self._finish()
             return
         job.attempt += 1
         self._push_after(job, self.knobs.retry_base * 2 ** (job.attempt - 1))
@@ -337,7 +337,7 @@ class Deliveries:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return 0
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self) -> None:
         with self._changed:
             self.counters.pending -= 1
             self._changed.notify_all()

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
-from . import shapes
-from .knobs import Knobs
+from worker.sandbox import shapes
+from worker.sandbox.knobs import Knobs
 
 JSON = dict[str, Any]
 RoleKey = tuple[str | None, str]  # (organization id or None for the environment, slug)

@@ -1,17 +1,20 @@
-"""`python -m tests.support.sandbox`: a sandbox process. Prints one line of JSON when ready; SIGTERM ends it."""
+"""`python -m worker.sandbox`: a sandbox process. Prints one line of JSON when ready; SIGTERM ends it."""
 
 import argparse
 import json
 import signal
 import threading
 
-from .knobs import Knobs
-from .server import API_KEY, Sandbox
+import click
+
+from worker.sandbox.knobs import Knobs
+from worker.sandbox.server import Sandbox
+from worker.sandbox.service import API_KEY
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m tests.support.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m worker.sandbox", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--api-key", default=API_KEY, help="the key the API asks for")
@@ -24,7 +27,7 @@ def main() -> None:
         signal.signal(number, lambda *_: ended.set())
     knobs = Knobs(hold_back=options.hold_back)
     with Sandbox(seed=options.seed, api_key=options.api_key, port=options.port, knobs=knobs) as sandbox:
-        print(json.dumps({"base_url": sandbox.base_url, "api_key": sandbox.api_key}), flush=True)
+        click.echo(json.dumps({"base_url": sandbox.base_url, "api_key": sandbox.api_key}))
         ended.wait()
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from . import shapes
-from .state import JSON, State, WorldError, invalid, not_found
+from worker.sandbox import shapes
+from worker.sandbox.state import JSON, State, WorldError, invalid, not_found
 
 DEFAULT_ROLE = "member"
 

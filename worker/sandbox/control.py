@@ -4,20 +4,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
-from . import scenario
-from .world import OPERATIONS, WorldError
-
-if TYPE_CHECKING:
-    from .server import Sandbox
+from worker.sandbox import scenario
+from worker.sandbox.service import Service
+from worker.sandbox.world import OPERATIONS, WorldError
 
 JSON = dict[str, Any]
 
 
-def operate(sandbox: "Sandbox", operation: str, arguments: JSON) -> Any:
+def operate(sandbox: Service, operation: str, arguments: JSON) -> Any:
     """Do one operation of the world by name. Raises ValueError for an unknown one, WorldError if refused."""
     if operation not in OPERATIONS:
         raise ValueError(f"unknown operation: {operation!r}; there are {', '.join(sorted(OPERATIONS))}")
@@ -27,7 +25,7 @@ def operate(sandbox: "Sandbox", operation: str, arguments: JSON) -> Any:
         raise ValueError(str(error)) from error
 
 
-def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
+def add_routes(app: web.Application, sandbox: Service) -> None:
     """Serve the control endpoints of `sandbox`."""
 
     def knobs(body: JSON) -> Any:
@@ -42,7 +40,7 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
         sandbox.start_playing(**body)
         return sandbox.progress()
 
-    def stop(body: JSON) -> Any:
+    def stop(_: JSON) -> Any:
         sandbox.stop_playing()
         return sandbox.progress()
 
@@ -62,11 +60,11 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
         sandbox.deliveries.drain(float(body.get("timeout", 60)))
         return sandbox.progress()
 
-    def calls(body: JSON) -> Any:
+    def calls(_: JSON) -> Any:
         return {f"{method} {route}": number for (method, route), number in sorted(sandbox.calls.items())}
 
     app.router.add_put("/sandbox/knobs", _serve(knobs))
-    app.router.add_get("/sandbox/knobs", _serve(lambda body: sandbox.knobs.as_json()))
+    app.router.add_get("/sandbox/knobs", _serve(lambda _: sandbox.knobs.as_json()))
     app.router.add_post("/sandbox/endpoints", _serve(endpoints))
     app.router.add_post("/sandbox/play", _serve(play))
     app.router.add_post("/sandbox/populate", _serve(lambda body: _populate(sandbox, **body)))
@@ -74,17 +72,17 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
     app.router.add_post("/sandbox/drain", _serve(drain))
     app.router.add_post("/sandbox/operations", _serve(operations))
     app.router.add_post("/sandbox/faults", _serve(faults))
-    app.router.add_get("/sandbox/progress", _serve(lambda body: sandbox.progress()))
-    app.router.add_get("/sandbox/truth", _serve(lambda body: sandbox.world.truth()))
-    app.router.add_get("/sandbox/records", _serve(lambda body: _records(sandbox)))
+    app.router.add_get("/sandbox/progress", _serve(lambda _: sandbox.progress()))
+    app.router.add_get("/sandbox/truth", _serve(lambda _: sandbox.world.truth()))
+    app.router.add_get("/sandbox/records", _serve(lambda _: _records(sandbox)))
     app.router.add_get("/sandbox/calls", _serve(calls))
 
 
-def _records(sandbox: "Sandbox") -> Any:
+def _records(sandbox: Service) -> Any:
     return {event_id: asdict(record) for event_id, record in list(sandbox.deliveries.records.items())}
 
 
-def _populate(sandbox: "Sandbox", **body: Any) -> Any:
+def _populate(sandbox: Service, **body: Any) -> Any:
     scenario.populate(sandbox.world, **body)
     return sandbox.progress()
 

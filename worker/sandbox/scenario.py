@@ -7,8 +7,8 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from .shapes import REASON_EXPIRED, REASON_TAKEN
-from .world import World, WorldError
+from worker.sandbox.shapes import REASON_EXPIRED, REASON_TAKEN
+from worker.sandbox.world import World, WorldError
 
 JSON = dict[str, Any]
 

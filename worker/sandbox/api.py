@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .delivery import Deliveries, Endpoint
-from .paging import events_page, page
-from .state import JSON, WorldError, invalid, not_found
-from .world import World
+from worker.sandbox.delivery import Deliveries, Endpoint
+from worker.sandbox.paging import events_page, page
+from worker.sandbox.state import JSON, WorldError, invalid, not_found
+from worker.sandbox.world import World
 
 STATUSES = ("active", "inactive", "pending")
 
