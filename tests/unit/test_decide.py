@@ -296,6 +296,13 @@ def test_the_same_content_at_a_higher_version_raises_the_version() -> None:
     assert decide(kept, at(3, event_id="e3", name="b"))[1] is Outcome.STALE
 
 
+def test_a_deleted_object_keeps_the_local_role_that_is_stored() -> None:
+    stored = replace(at(1, deleted=True), content={"status": "active", "role": "admin"})
+    again = replace(at(2, event_id="e2", deleted=True), content={"status": "active", "role": "member"})
+    kept, outcome = decide(stored, again)
+    assert (kept.content, kept.version, outcome) == (stored.content, again.version, Outcome.UNCHANGED)
+
+
 def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = False) -> State:
     """The state that the API showed in that second; with `gone`, a 404."""
     version = Version(NOON + timedelta(seconds=updated), NOON + timedelta(seconds=seconds) + DATE_STEP, "")

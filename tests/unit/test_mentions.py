@@ -20,6 +20,8 @@ CID = comparable("cid@bücher.example")
         rb'{"email": "\u0061nn@acme.example"}',
         b'{"a": [{"b": [["ann@acme.example"]]}]}',
         b'{"ann@acme.example": 1}',
+        b'[{"email": "ann@acme.example"}, {"a": 1}, ["b"]]',
+        rb'{"text": "x\/ann@acme.example"',
         b'{"text": "Ann <ann@acme.example>, Bob <bob@acme.example>"}',
         b'{"text": "Write to ann@acme.example."}',
         rb'{"url": "https:\/\/x.example\/?to=ann@acme.example&x=1"}',
