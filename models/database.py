@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Integer,
     bindparam,
     create_engine,
     delete,
@@ -370,12 +371,16 @@ def session(engine: Engine) -> Iterator[Session]:
         yield opened
 
 
-_GRANTED = select(db_clock()).select_from(func.pg_advisory_xact_lock(bindparam("key")).table_valued("granted"))
+SCHEMA_KEY = func.hashtext(func.current_schema())
+"""The second key of PostgreSQL's advisory locks: environments with a schema each do not wait for one another."""
+_GRANTED = select(db_clock()).select_from(
+    func.pg_advisory_xact_lock(bindparam("key", type_=Integer), SCHEMA_KEY).table_valued("granted")
+)
 """A function in FROM has returned before the clock is read."""
 
 
 def advisory_lock(tx: Connection, key: int) -> datetime:
-    """Wait for the lock `key`, hold it until the end of `tx`, and return the database's time when it was granted.
+    """Wait for a lock of this schema, hold it until `tx` ends, and return the database's time when it was granted.
 
     SQLite has a single writer and needs no such lock.
     """

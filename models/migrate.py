@@ -14,6 +14,7 @@ from models.database import (
     INDEX_LOCK,
     MIGRATION_LOCK,
     POOLER_REMEDY,
+    SCHEMA_KEY,
     advisory_lock,
     create_folder,
     not_in_force,
@@ -106,7 +107,7 @@ def _create_large_indexes(engine: Engine) -> None:
         connection.exec_driver_sql("SET lock_timeout = 0")
         # PostgreSQL waits for older statements before it completes an index. One that waits for a lock would be among
         # them, and both would wait for each other; so this asks again and again instead.
-        while not connection.execute(select(func.pg_try_advisory_lock(INDEX_LOCK))).scalar_one():
+        while not connection.execute(select(func.pg_try_advisory_lock(INDEX_LOCK, SCHEMA_KEY))).scalar_one():
             time.sleep(1)
         for index in indexes:
             if connection.execute(UNFINISHED, {"name": index.name}).scalar_one():

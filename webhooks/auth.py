@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from worker.errors import TooManyGuessesError
+from worker.redis_keys import redis_key
 
 log = structlog.get_logger()
 
@@ -21,7 +22,7 @@ MAX_GUESSES = 10
 WINDOW_SECONDS = 60
 MAX_REFUSED = 10_000
 """Refused addresses that a process remembers."""
-KEY = "workos-sync:guesses"
+KEY = redis_key("guesses")
 IPV6_PREFIX = 64
 """Somebody who has one IPv6 address usually has all with this prefix."""
 

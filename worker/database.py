@@ -6,6 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import open_engine, what_is_wrong
 from models.revisions import why_unusable
 from worker.errors import ConfigurationError
+from worker.installation import require_own_database
 from worker.settings import Settings
 
 
@@ -14,8 +15,11 @@ def open_database(settings: Settings, pool_size: int = 5) -> Engine:
     return open_engine(settings.database_url, schema=settings.database_schema, pool_size=pool_size)
 
 
-def require_migrated(engine: Engine) -> None:
-    """Raise `ConfigurationError` if this code cannot run on the database, or the database cannot be reached."""
+def require_migrated(engine: Engine, environment_name: str | None) -> None:
+    """Raise `ConfigurationError` if this code cannot run on the database, or the database cannot be reached.
+
+    Nor can it if the database belongs to another environment than `environment_name`.
+    """
     try:
         problem = why_unusable(engine)
     except DBAPIError as error:
@@ -23,3 +27,4 @@ def require_migrated(engine: Engine) -> None:
         raise ConfigurationError(f"DATABASE_URL: {saw}; {remedy}") from error
     if problem is not None:
         raise ConfigurationError(problem)
+    require_own_database(engine, environment_name)

@@ -24,14 +24,15 @@ from redis.exceptions import RedisError, ResponseError
 from worker.error_handling import describe, is_expected
 from worker.errors import stack_of, unexpected
 from worker.redis_client import INTERRUPTS, UnexpectedRedisError
+from worker.redis_keys import redis_key
 
 log = structlog.get_logger()
 
 FLUSH_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
-COUNTS = "workos-sync:counts"
-TIMES = "workos-sync:times"
-REFUSED_IN_HOUR = "workos-sync:refused:{}"
+COUNTS = redis_key("counts")
+TIMES = redis_key("times")
+REFUSED_IN_HOUR = redis_key("refused:{}")
 """Refused deliveries of an hour since the epoch: minute since the epoch → number."""
 KEEP_HOURS_SECONDS = 8 * 86400
 

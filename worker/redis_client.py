@@ -21,6 +21,7 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 
 from worker.errors import ConfigurationError, unexpected
+from worker.redis_keys import redis_key
 from worker.throttle import LogThrottle
 
 log = structlog.get_logger()
@@ -29,7 +30,7 @@ NOT_PRIMARY = frozenset(("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "NORE
 """Error codes of a server that is not the primary. Each means that the command was not executed."""
 DISCARDED = "Transaction discarded because of: "
 WITH_ARGUMENTS = ", with args beginning with"
-PROBE = "workos-sync:probe"
+PROBE = redis_key("probe")
 PROBE_MS = 1_000
 OLDEST_REDIS = (6, 2)
 """RQ needs BLMOVE, which is new in Redis 6.2. Every Valkey has it, and reports Redis 7.2.4 or newer."""

@@ -184,6 +184,10 @@ class MirrorState(Base):
     """The number of people who should have joined a workspace and have not, when last counted."""
     without_admin: Mapped[int] = mapped_column(server_default="0")
     """The number of workspaces that have members but no admin, when last counted."""
+    environment_name: Mapped[str | None]
+    """`ENVIRONMENT_NAME`, as `migrate` recorded it."""
+    database_id: Mapped[str | None]
+    """A random id, by which the database claims our keys in Redis (`worker.installation`)."""
     client_id: Mapped[str | None]
     """The WorkOS environment this database is bound to."""
     known_organizations: Mapped[list[str] | None]

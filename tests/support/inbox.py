@@ -78,6 +78,6 @@ def _batches(engine: Engine) -> int:
 def _waits_for_changes_lock(tx: Connection) -> bool:
     waiting = text(
         "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-        "WHERE l.locktype = 'advisory' AND NOT l.granted AND l.objid = :key AND d.datname = current_database()"
+        "WHERE l.locktype = 'advisory' AND NOT l.granted AND l.classid = :key AND d.datname = current_database()"
     )
     return bool(tx.execute(waiting, {"key": CHANGES_LOCK}).scalar_one())

@@ -1,5 +1,6 @@
-"""Template filters: times and durations as the pages show them."""
+"""Template filters: times and durations as the pages show them, and the color of an environment."""
 
+import zlib
 from datetime import UTC, datetime, timedelta
 
 from flask import Flask
@@ -7,6 +8,8 @@ from flask import Flask
 from worker.mirror.change_feed import as_json
 from worker.reports.conditions import duration
 
+HUES = 6
+"""Number of colors that tell environments apart: the classes `hue-…` of ops.css."""
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 RELATIVE = timedelta(days=30)
 """Times further away than this are shown as a date."""
@@ -14,7 +17,7 @@ RELATIVE = timedelta(days=30)
 
 def install(app: Flask) -> None:
     """Add the filters to `app`."""
-    for template_filter in (format_time, format_duration, relative, as_json):
+    for template_filter in (format_time, format_duration, relative, hue, as_json):
         app.add_template_filter(template_filter)
 
 
@@ -39,3 +42,8 @@ def relative(value: datetime) -> str:
     seconds = round(abs(away.total_seconds()))
     unit, size = next((each for each in UNITS if seconds >= each[1]), ("s", 1))
     return f"{seconds // size} {unit} ago" if away >= timedelta() else f"in {seconds // size} {unit}"
+
+
+def hue(name: str) -> int:
+    """Return the number of the color of an environment, always the same for a name."""
+    return zlib.crc32(name.encode()) % HUES

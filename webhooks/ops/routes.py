@@ -66,8 +66,8 @@ def install(app: Flask, services: Services) -> None:
         routes.register_error_handler(database_error, database_unavailable)
 
     @routes.context_processor
-    def add_operator() -> dict[str, str | None]:
-        return {"operator": g.get("operator")}
+    def add_operator_and_environment() -> dict[str, str | None]:
+        return {"operator": g.get("operator"), "environment": services.settings.environment_name}
 
     @routes.get("/<path:unknown>")
     def unknown_page(unknown: str) -> NoReturn:

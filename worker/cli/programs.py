@@ -26,6 +26,7 @@ from worker.database import require_migrated
 from worker.error_handling import describe
 from worker.errors import WorkOSError
 from worker.hooks import follow
+from worker.installation import CLAIM_SECONDS, claim_redis
 from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, lost_access, role_map
 from worker.processes import lane, tail
@@ -66,9 +67,9 @@ def supervise_parts(
 ) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process. `command` is announced."""
     engine = open_database(settings)
-    require_migrated(engine)
+    require_migrated(engine, settings.environment_name)
     with until_stopped() as stop, running(settings) as redis:
-        require_redis_version(redis.url)
+        _require_own_redis(engine, redis.url)
         parts = [make(settings, redis.url, engine) for make in makers]
         engine.dispose()  # a fork would share its connections
         sockets = [opened for part in parts for opened in part.sockets]
@@ -79,6 +80,13 @@ def supervise_parts(
         ]
         _announce(command, settings, sockets)
         supervise(programs, stop, _reporter(redis.url), stopping=partial(_close, sockets))
+
+
+def _require_own_redis(engine: Engine, url: str) -> None:
+    """Raise `ConfigurationError` if the Redis is too old, or another database uses it; not if it is unavailable."""
+    require_redis_version(url)
+    with endpoint_redis(url) as redis:
+        claim_redis(engine, redis)
 
 
 def _announce(command: str, settings: Settings, sockets: Sequence[socket.socket] = ()) -> None:
@@ -167,9 +175,9 @@ def _run_tasks(settings: Settings, redis: RedisServer, stop: threading.Event) ->
 def run_clock(settings: Settings) -> None:
     """Run the periodic tasks until stopped."""
     engine = open_database(settings)
-    require_migrated(engine)
+    require_migrated(engine, settings.environment_name)
     with until_stopped() as stop, redis_server(settings) as redis:
-        require_redis_version(redis.url)
+        _require_own_redis(engine, redis.url)
         _bind_if_reachable(engine, settings, redis.url)
         _announce("clock", settings)
         _run_tasks(settings, redis, stop)
@@ -212,6 +220,7 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
     tasks = [
         PeriodicTask("redis", settings.sweep_seconds, ensure_redis),
         PeriodicTask("heartbeat", min(settings.sweep_seconds, CLOCK_HEARTBEAT_SECONDS), partial(heartbeat, engine)),
+        PeriodicTask("claim", CLAIM_SECONDS / 3, partial(claim_redis, engine, services.redis)),
         PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
         PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
         PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),

@@ -21,7 +21,7 @@ from worker.lazy import lazy_imports
 with lazy_imports():
     from models import migrate as migrations
     from models import revisions
-    from worker import audit, bootstrap, logs, metrics, webhook_endpoints
+    from worker import audit, bootstrap, installation, logs, metrics, webhook_endpoints
     from worker import settings as configuration
     from worker.processes import embedded
     from worker.repair import environment
@@ -43,15 +43,24 @@ CHECKED_SETTINGS = {
 
 
 @click.command()
+@click.option("--rename-environment", is_flag=True, help="Give the database of another environment to this one.")
 @options.reason
 @options.as_json
-def migrate(reason: str | None, as_json: bool) -> None:
-    """Upgrade the database to the newest revision. Safe to run at any time, even by two hosts at once."""
+def migrate(rename_environment: bool, reason: str | None, as_json: bool) -> None:
+    """Upgrade the database to the newest revision, and record ENVIRONMENT_NAME in it.
+
+    Safe to run at any time, even by two hosts at once. A database of another environment is refused. Use
+    --rename-environment if the environment has a new name, or for a copy of another environment's database.
+    """
     settings = logging_settings()
+    engine = open_database(settings)
+    if not rename_environment:
+        installation.require_own_database(engine, settings.environment_name)
     try:
-        migrations.upgrade(open_database(settings), noted=partial(_note_migration, actor(reason)))
+        migrations.upgrade(engine, noted=partial(_note_migration, actor(reason)))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    installation.record(engine, settings.environment_name, rename=rename_environment)
     revision = revisions.newest_revision()
     output.result(f"the database is at revision {revision}", {"revision": revision}, as_json=as_json)
 

@@ -87,8 +87,9 @@ def open_database(settings: configuration.Settings) -> Engine:
 
 def migrated_engine() -> Engine:
     """Return an engine of the database; raise `ConfigurationError` if it is not at the newest revision."""
-    engine = open_database(logging_settings())
-    database.require_migrated(engine)
+    settings = logging_settings()
+    engine = open_database(settings)
+    database.require_migrated(engine, settings.environment_name)
     return engine
 
 
@@ -113,7 +114,7 @@ def reaching_workos(
         WorkOSError: WorkOS does not answer.
     """
     with open_services(settings) as services:
-        database.require_migrated(services.engine)
+        database.require_migrated(services.engine, settings.environment_name)
         with closing(environment.connect(settings, services.redis, services.counters)) as workos:
             (environment.bind if bound else environment.require_same_environment)(services.engine, workos, settings)
             yield services, workos

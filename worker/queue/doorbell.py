@@ -13,6 +13,7 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from worker.redis_client import NotPrimaryError, what_is_wrong
+from worker.redis_keys import redis_key
 
 log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ QUIET_SECONDS = 1.0
 
 def queue_name(lane: str) -> str:
     """Return the name of a lane's queue. The prefix avoids conflicts with other users of the same Redis."""
-    return f"workos-sync:{lane}"
+    return redis_key(lane)
 
 
 NOTIFY_IF_FLAGGED = """
@@ -62,7 +63,7 @@ return 1
 class TailBell:
     """Wakes the process that tails the events API, which is no lane of RQ. If a ring is lost, its next read follows."""
 
-    KEY = "workos-sync:more:tail"
+    KEY = redis_key("more:tail")
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -109,8 +110,8 @@ class Doorbell:
     def __init__(self, redis: Redis, lane: str, timeout_seconds: int = JOB_TIMEOUT_SECONDS) -> None:
         self._redis = redis
         self.lane = lane
-        self._flag = f"workos-sync:wake:{lane}"
-        self._rings_key = f"workos-sync:more:{lane}"
+        self._flag = redis_key(f"wake:{lane}")
+        self._rings_key = redis_key(f"more:{lane}")
         self._id = uuid.uuid4().hex.encode()
         self._notify_if_flagged = redis.register_script(NOTIFY_IF_FLAGGED)
         self._timeout = timeout_seconds

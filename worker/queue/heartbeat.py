@@ -13,6 +13,8 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.redis_keys import redis_key
+
 HEARTBEAT_SECONDS = 2.0
 EXPIRE_SECONDS = 12
 """A process that was killed or frozen counts as alive for this long."""
@@ -97,8 +99,8 @@ def worker_states(redis: Redis, lane: str) -> list[str]:
 
 
 def _key(lane: str) -> str:
-    return f"workos-sync:worker:{lane}:"
+    return redis_key(f"worker:{lane}:")
 
 
 def _members(lane: str) -> str:
-    return f"workos-sync:workers:{lane}"
+    return redis_key(f"workers:{lane}")

@@ -33,6 +33,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
 
+    environment_name: Annotated[str, parsed(values.environment_name)] | None = None
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     bind: Annotated[str, parsed(values.address)] = "0.0.0.0"  # noqa: S104 - containers and proxies need it
     listen_fds: Annotated[int, Field(ge=0, le=1024)] = 0

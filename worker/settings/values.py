@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 from models.database import SCHEMA_NAME, database_url
 from models.ip_addresses import network_of
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
+from worker.redis_keys import ENVIRONMENT_NAME
 
 MIN_SECRET_LENGTH = 16
 """Characters of a token or webhook secret. WorkOS's own secrets are longer."""
@@ -164,6 +165,13 @@ def database(raw: str) -> str:
     url = database_url(raw)
     if url.get_backend_name() == "sqlite" and (unknown := sorted(url.query.keys() - SQLITE_OPTIONS)):
         raise ValueError(f"has options that SQLite does not know: {', '.join(unknown)}; remove them")
+    return raw
+
+
+def environment_name(raw: str) -> str:
+    """Check the name of an environment."""
+    if not ENVIRONMENT_NAME.fullmatch(raw):
+        raise ValueError("is not a name; write up to 32 lower-case letters, digits and hyphens, such as staging")
     return raw
 
 

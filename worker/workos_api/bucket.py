@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from redis import Redis
 
+from worker.redis_keys import redis_key
+
 # KEYS: the buckets. ARGV: for each bucket, its tokens per second and its capacity. Takes a token from each, in advance
 # if there is none, and returns the milliseconds until all of them are available. So callers go in the order in which
 # they came. A bucket that does not exist (never used, or Redis was flushed) starts empty. So does one with numbers of
@@ -75,7 +77,7 @@ class Buckets:
 
     def _take(self, *limits: Limit) -> float:
         """Take a token of each limit; return the milliseconds until all of them are available."""
-        keys = [f"workos-sync:bucket:{limit.name}" for limit in limits]
+        keys = [redis_key(f"bucket:{limit.name}") for limit in limits]
         rates = [limit.calls / limit.seconds * self._share for limit in limits]
         # The capacity is a tenth of a second: a burst after a pause could exceed a window that other clients have used.
         return float(self._script(keys=keys, args=[n for rate in rates for n in (rate, max(1.0, rate / 10))]))
