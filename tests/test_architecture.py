@@ -15,7 +15,10 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
-    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "lazy", "throttle", "times"))},
+    {
+        "models",
+        *(f"worker.{name}" for name in ("backoff", "env", "errors", "group_commit", "lazy", "throttle", "times")),
+    },
     {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
@@ -196,7 +199,8 @@ def test_the_environment_is_read_in_one_place() -> None:
         and node.attr in {"environ", "getenv"}
         and ast.unparse(node) != "request.environ"
     }
-    assert readers == importers("dotenv") == {"worker.settings.sources"}
+    assert importers("dotenv") == {"worker.env.sources"}
+    assert readers == {"worker.env.sources", "worker.env.redis_keys"}, "the latter sets the variable that RQ reads"
 
 
 def test_only_one_module_decides_whether_incoming_state_wins() -> None:

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.env.redis_keys import redis_key
 from worker.errors import TooManyGuessesError
-from worker.redis_keys import redis_key
 
 log = structlog.get_logger()
 

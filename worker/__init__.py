@@ -1,5 +1,5 @@
 """The work: inbox, decision, application, sweep. Imports models, never webhooks."""
 
-from worker import redis_keys
+from worker.env import redis_keys
 
 redis_keys.separate()

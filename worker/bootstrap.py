@@ -2,14 +2,17 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from models.database import open_engine
-from models.tables import AutoJoinMode
+from models.database import open_engine, read_transaction
+from models.tables import AutoJoinMode, MirrorState
 from worker.database import open_database
+from worker.env.redis_keys import redis_key
+from worker.errors import ConfigurationError
 from worker.inbox.drain import DrainLimits
 from worker.metrics import Counters
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS, Doorbell, TailBell
@@ -35,6 +38,9 @@ LONG_JOB_SECONDS = 1800
 """Joins and revocations wait for WorkOS's rate limits. Each of their steps has its own time limit."""
 MAX_CONNECTIONS = 12
 """A resync makes ten calls at once and sends its heartbeat. A drain uses one connection."""
+CLAIM = redis_key("database")
+CLAIM_SECONDS = 15
+"""Life of the claim of a database to our keys in Redis, unless the clock renews it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +136,22 @@ def require_redis_version(url: str) -> None:
     """Raise `ConfigurationError` if the Redis at `url` is too old. An unavailable Redis is waited for later."""
     with endpoint_redis(url) as redis, suppress(RedisError):
         server_version(redis)
+
+
+def claim_redis(engine: Engine, redis: Redis) -> None:
+    """Claim our keys in Redis for this database, for `CLAIM_SECONDS`. An unavailable Redis is left alone.
+
+    Raises:
+        ConfigurationError: another database has claimed them.
+    """
+    with read_transaction(engine) as tx:
+        id = tx.execute(select(MirrorState.database_id)).scalar_one() or ""
+    with suppress(RedisError):
+        redis.set(CLAIM, id, nx=True, ex=CLAIM_SECONDS)
+        owner = cast("bytes | None", redis.get(CLAIM))
+        if owner not in (None, id.encode()):
+            raise ConfigurationError(
+                "REDIS_URL: another database uses the same keys in this Redis; give each environment an "
+                f"ENVIRONMENT_NAME, or a Redis of its own (after replacing a database, wait {CLAIM_SECONDS} seconds)"
+            )
+        redis.expire(CLAIM, CLAIM_SECONDS)

@@ -21,10 +21,10 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from worker.env.redis_keys import redis_key
 from worker.error_handling import describe, is_expected
 from worker.errors import stack_of, unexpected
 from worker.redis_client import INTERRUPTS, UnexpectedRedisError
-from worker.redis_keys import redis_key
 
 log = structlog.get_logger()
 

@@ -20,8 +20,8 @@ from redis.retry import Retry
 from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 
+from worker.env.redis_keys import redis_key
 from worker.errors import ConfigurationError, unexpected
-from worker.redis_keys import redis_key
 from worker.throttle import LogThrottle
 
 log = structlog.get_logger()

@@ -187,7 +187,7 @@ class MirrorState(Base):
     environment_name: Mapped[str | None]
     """`ENVIRONMENT_NAME`, as `migrate` recorded it."""
     database_id: Mapped[str | None]
-    """A random id, by which the database claims our keys in Redis (`worker.installation`)."""
+    """A random id, by which the database claims our keys in Redis (`worker.bootstrap.claim_redis`)."""
     client_id: Mapped[str | None]
     """The WorkOS environment this database is bound to."""
     known_organizations: Mapped[list[str] | None]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import redis_keys
-from worker.redis_keys import RQ_VARIABLE, VARIABLE, redis_key
+from worker.env import redis_keys
+from worker.env.redis_keys import RQ_VARIABLE, VARIABLE, redis_key
 
 
 @pytest.fixture(autouse=True)

@@ -181,6 +181,7 @@ def test_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 # Each setting, however it is spelled
 
 VALID = {
+    "environment_name": "staging",
     "bind": "127.0.0.1",
     **dict.fromkeys(("port", "webhook_max_bytes"), "2000"),
     **dict.fromkeys(("listen_fds", "trusted_proxy_hops", "max_attempts", "batch_size", "hook_attempts"), "3"),
@@ -232,7 +233,7 @@ WRONG = {
     "not UTF-8": "1\udcff",
 }
 WORDS = {"1e400", "999999999999", "inf", "nan"}
-"""They may be a client id, a key or a schema."""
+"""They may be a client id, a key, a name or a schema."""
 
 
 def surroundings(name: str) -> dict[str, str]:
@@ -280,7 +281,7 @@ def test_empty_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, blank: st
 def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     set_all(monkeypatch, surroundings(name))
     for kind, value in WRONG.items():
-        if name in {"workos_api_key", "workos_client_id", "database_schema"} and value in WORDS:
+        if name in {"workos_api_key", "workos_client_id", "database_schema", "environment_name"} and value in WORDS:
             continue
         monkeypatch.setenv(name.upper(), value)
         reading = read_settings()

@@ -309,6 +309,20 @@ def test_sign_in_redirects_to_requested_page(endpoint: FlaskClient) -> None:
     assert sign_in(endpoint, next="/ops/events").headers["Location"] == "/ops/events"
 
 
+def test_pages_show_their_environment(local: Callable[..., Services]) -> None:
+    pages = {
+        name: create_app(local(environment_name=name, ops_tokens=f"ann:{TOKEN}"))
+        .test_client()
+        .get("/ops/sign-in")
+        .get_data(as_text=True)
+        for name in ("production", "staging", None)
+    }
+    for name in ("production", "staging"):
+        assert f"<title>{name} · " in pages[name] and f'<span id="environment">{name}</span>' in pages[name]
+    hues = {name: re.findall(r'class="environment (hue-\d)"', page) for name, page in pages.items()}
+    assert hues["production"] != hues["staging"] and len(hues["staging"]) == 1 and hues[None] == []
+
+
 def test_sign_out_ends_session(ann: FlaskClient) -> None:
     assert press(ann, "", "sign-out").status_code == 302
     assert ann.get("/ops/").status_code == 401

@@ -19,14 +19,21 @@ from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import Services, build_services, endpoint_redis, lanes_of, require_redis_version
+from worker.bootstrap import (
+    CLAIM_SECONDS,
+    Services,
+    build_services,
+    claim_redis,
+    endpoint_redis,
+    lanes_of,
+    require_redis_version,
+)
 from worker.cli.announcement import announcement
 from worker.cli.shared import open_database, until_stopped
 from worker.database import require_migrated
 from worker.error_handling import describe
 from worker.errors import WorkOSError
 from worker.hooks import follow
-from worker.installation import CLAIM_SECONDS, claim_redis
 from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, lost_access, role_map
 from worker.processes import lane, tail

@@ -21,7 +21,7 @@ from worker.lazy import lazy_imports
 with lazy_imports():
     from models import migrate as migrations
     from models import revisions
-    from worker import audit, bootstrap, installation, logs, metrics, webhook_endpoints
+    from worker import audit, bootstrap, database, logs, metrics, webhook_endpoints
     from worker import settings as configuration
     from worker.processes import embedded
     from worker.repair import environment
@@ -55,12 +55,12 @@ def migrate(rename_environment: bool, reason: str | None, as_json: bool) -> None
     settings = logging_settings()
     engine = open_database(settings)
     if not rename_environment:
-        installation.require_own_database(engine, settings.environment_name)
+        database.require_own_database(engine, settings.environment_name)
     try:
         migrations.upgrade(engine, noted=partial(_note_migration, actor(reason)))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    installation.record(engine, settings.environment_name, rename=rename_environment)
+    database.record_environment(engine, settings.environment_name, rename=rename_environment)
     revision = revisions.newest_revision()
     output.result(f"the database is at revision {revision}", {"revision": revision}, as_json=as_json)
 

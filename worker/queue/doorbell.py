@@ -12,8 +12,8 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
+from worker.env.redis_keys import redis_key
 from worker.redis_client import NotPrimaryError, what_is_wrong
-from worker.redis_keys import redis_key
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.redis_keys import redis_key
+from worker.env.redis_keys import redis_key
 
 HEARTBEAT_SECONDS = 2.0
 EXPIRE_SECONDS = 12

@@ -8,9 +8,10 @@ from pydantic_core import ErrorDetails
 
 from models.tables import AutoJoinMode
 from worker.decision.roles import DEFAULT_ROLE_MAP
+from worker.env import sources
+from worker.env.sources import Given
 from worker.errors import ConfigurationError
-from worker.settings import masks, sources, values
-from worker.settings.sources import Given
+from worker.settings import masks, values
 from worker.settings.values import parsed
 
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"

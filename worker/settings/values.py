@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from models.database import SCHEMA_NAME, database_url
 from models.ip_addresses import network_of
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
-from worker.redis_keys import ENVIRONMENT_NAME
+from worker.env.redis_keys import ENVIRONMENT_NAME
 
 MIN_SECRET_LENGTH = 16
 """Characters of a token or webhook secret. WorkOS's own secrets are longer."""

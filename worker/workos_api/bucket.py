@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from redis import Redis
 
-from worker.redis_keys import redis_key
+from worker.env.redis_keys import redis_key
 
 # KEYS: the buckets. ARGV: for each bucket, its tokens per second and its capacity. Takes a token from each, in advance
 # if there is none, and returns the milliseconds until all of them are available. So callers go in the order in which

@@ -11,8 +11,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from dotenv import dotenv_values
-
 ENV_FILE = Path(".env")
 EDGES = re.compile(r"^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$")
 """White space, byte order marks and zero-width spaces, as copied from documents."""
@@ -38,8 +36,12 @@ def environment() -> dict[str, Given]:
 def env_file() -> dict[str, Given]:
     """Return what the file `.env` contains, by lower-case name; raise `ValueError` if it cannot be read."""
     try:
-        if ENV_FILE.is_file() and "\0" in ENV_FILE.read_text("utf-8-sig"):
+        if not ENV_FILE.is_file():
+            return {}
+        if "\0" in ENV_FILE.read_text("utf-8-sig"):
             raise ValueError("is not UTF-8, but perhaps UTF-16; save it as UTF-8")
+        from dotenv import dotenv_values  # noqa: PLC0415 - takes a while, and most processes have no such file
+
         return _stripped(dotenv_values(ENV_FILE, encoding="utf-8-sig"), ".env")
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8, but perhaps UTF-16; save it as UTF-8") from None

@@ -7,12 +7,12 @@ RQ's keys begin with it too. RQ reads its prefix from a variable when it is impo
 import os
 import re
 from contextlib import suppress
-from pathlib import Path
+
+from worker.env import sources
 
 ENVIRONMENT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 VARIABLE = "ENVIRONMENT_NAME"
 RQ_VARIABLE = "RQ_KEY_PREFIX"
-ENV_FILE = Path(".env")
 
 
 def separate() -> None:
@@ -24,20 +24,19 @@ def separate() -> None:
 
 def redis_key(name: str) -> str:
     """Return a key, such as `staging:workos-sync:counts`, or `workos-sync:counts` without ENVIRONMENT_NAME."""
-    environment = _valid(os.environ.get(VARIABLE))
+    environment = _valid(sources.environment())
     return f"{environment}:workos-sync:{name}" if environment else f"workos-sync:{name}"
 
 
 def _name() -> str | None:
-    """Return ENVIRONMENT_NAME of the environment or of `.env`, if it is valid."""
-    given = os.environ.get(VARIABLE, "").strip()
-    if not given and ENV_FILE.is_file():
-        from dotenv import dotenv_values  # noqa: PLC0415 - most commands have no `.env`
-
-        with suppress(OSError, ValueError):  # `worker.settings` reports it
-            given = (dotenv_values(ENV_FILE, encoding="utf-8-sig").get(VARIABLE) or "").strip()
-    return _valid(given)
+    if found := _valid(sources.environment()):
+        return found
+    with suppress(ValueError):  # `worker.settings` reports it
+        return _valid(sources.env_file())
+    return None
 
 
-def _valid(name: str | None) -> str | None:
-    return name if name and ENVIRONMENT_NAME.fullmatch(name) else None
+def _valid(source: dict[str, sources.Given]) -> str | None:
+    """Return ENVIRONMENT_NAME of a source, if it is valid."""
+    given = source.get(VARIABLE.lower())
+    return given.text if given and ENVIRONMENT_NAME.fullmatch(given.text) else None
