@@ -37,7 +37,8 @@ TARGETS = {
         without=("worker/kinds/addresses.py",),  # queries, which these tests do not make
     ),
     "auto_join": Target(
-        ["worker/mirror/auto_join.py"], [f"tests/use_cases/test_{name}.py" for name in AUTO_JOIN_TESTS]
+        ["worker/mirror/auto_join.py"],
+        [*(f"tests/use_cases/test_{name}.py" for name in AUTO_JOIN_TESTS), "tests/integration/test_views.py"],
     ),
 }
 VIEW_TESTS = {"member_permissions": ("permissions",), "mirror_status": ("views", "host_contract")}
@@ -76,7 +77,7 @@ only_mutate = {sources}
 do_not_mutate = {without}
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = [
-  "-p", "no:cacheprovider", "-n", "0", "--both-databases", "--hypothesis-seed=0", "-m", "not long", "-k", "{left_out}"
+  "-p", "no:cacheprovider", "-n", "0", "--both-databases", "--hypothesis-seed=0", "-k", "{left_out}"
 ]
 timeout_constant = 20.0
 timeout_multiplier = 3.0
