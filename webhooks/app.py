@@ -52,7 +52,7 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(receive.blueprint(services))
     app.register_blueprint(health.blueprint(services))
     app.register_blueprint(metrics.blueprint(services))
-    if settings.ops_tokens:
+    if settings.has_pages:
         ops.install(app, services)
     else:
         log.warning("ops_disabled", reason="OPS_TOKENS is not set")

@@ -21,28 +21,39 @@ SEEN_EVERY = timedelta(minutes=1)
 
 
 @transactional
-def sign_in(tx: Connection, who: str, address: str | None) -> str:
-    """Start a session of the operator `who`, and return its secret id, to be kept in a cookie."""
+def sign_in(tx: Connection, who: str, address: str | None, entries: list[str] | None = None) -> str:
+    """Start a session of the operator `who`, and return its secret id, to be kept in a cookie.
+
+    `entries` are those of OPS_ALLOWED that apply to a person whom an identity provider knows; None: a token.
+    """
     id = secrets.token_urlsafe(32)
     tx.execute(delete(OperatorSession).where(_ended()))
-    tx.execute(insert(OperatorSession).values(id_hash=_hash(id), who=who))
+    tx.execute(insert(OperatorSession).values(id_hash=_hash(id), who=who, entries=entries))
     audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_IN, address=address)
     return id
 
 
 class SignedIn(NamedTuple):
-    """An operator who is signed in, and the database's time, in UTC."""
+    """An operator who is signed in, the `entries` given to `sign_in`, and the database's time, in UTC."""
 
     who: str
+    entries: list[str] | None
     at: datetime
 
 
 def signed_in(engine: Engine, id: str) -> SignedIn | None:
     """Return the operator whose session has this id; None if there is none, or if it has ended."""
-    own = select(OperatorSession.who, db_now()).where(OperatorSession.id_hash == _hash(id), ~_ended())
+    found = select(OperatorSession.who, OperatorSession.entries, db_now())
+    own = found.where(OperatorSession.id_hash == _hash(id), ~_ended())
     with read_transaction(engine) as tx:
         row = tx.execute(own).one_or_none()
         return SignedIn(*row) if row else None
+
+
+def current_time(engine: Engine) -> datetime:
+    """Return the database's time, in UTC."""
+    with read_transaction(engine) as tx:
+        return tx.execute(select(db_now())).scalar_one()
 
 
 def record_activity(engine: Engine, id: str) -> None:

@@ -47,6 +47,8 @@ class OperatorSession(Base):
     id_hash: Mapped[str] = mapped_column(primary_key=True)
     """The SHA-256 of the id in the cookie. A reader of the database cannot sign in with it."""
     who: Mapped[str]
+    entries: Mapped[list[str] | None]
+    """The entries of OPS_ALLOWED that applied at the sign-in; None if the operator signed in with a token."""
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     seen_at: Mapped[datetime] = mapped_column(server_default=db_now())
     """When the operator was last active, to the minute."""

@@ -202,6 +202,13 @@ VALID = {
     "ops_tokens": f"ann:{LONG}",
     "api_tokens": LONG,
     "ops_read_only": "ann",
+    "ops_allowed": "ann@acme.example",
+    "ops_proxy_header": "X-Forwarded-Email",
+    "ops_proxy_addresses": "192.0.2.0/24",
+    "oidc_issuer": "https://auth.acme.example",
+    "oidc_client_id": "client_of_pages",
+    "oidc_client_secret": LONG,
+    "oidc_claim": "role",
     "api_refresh_names": "token",
     "workos_api_key": f"sk_test_{LONG}",
     "workos_client_id": "client_01ABC",
@@ -216,6 +223,8 @@ VALID = {
 TOGETHER = {
     **dict.fromkeys(("hooks", "hook_secrets"), ("hooks", "hook_secrets")),
     **dict.fromkeys(("workos_api_key", "workos_client_id"), ("workos_api_key", "workos_client_id")),
+    **dict.fromkeys(OIDC := ("oidc_issuer", "oidc_client_id", "oidc_client_secret"), (*OIDC, "ops_allowed")),
+    **dict.fromkeys(PROXY := ("ops_proxy_header", "ops_proxy_addresses"), (*PROXY, "ops_allowed")),
     "database_schema": ("database_url", "database_schema"),
     "ops_read_only": ("ops_tokens", "ops_read_only"),
     "api_refresh_names": ("api_tokens", "api_refresh_names"),
@@ -231,6 +240,12 @@ WRONG = {
     "no number": "nan",
     "in quotation marks": '"1"',
     "not UTF-8": "1\udcff",
+}
+NEVER = {"in quotation marks", "not UTF-8"}
+MAY_BE_TEXT = {"ops_allowed", "oidc_claim"}
+MAY_BE_WORDS = {
+    *("workos_api_key", "workos_client_id", "database_schema", "environment_name"),
+    *("oidc_client_id", "oidc_client_secret", "ops_proxy_header"),
 }
 WORDS = {"1e400", "999999999999", "inf", "nan"}
 """They may be a client id, a key, a name or a schema."""
@@ -281,7 +296,7 @@ def test_empty_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, blank: st
 def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     set_all(monkeypatch, surroundings(name))
     for kind, value in WRONG.items():
-        if name in {"workos_api_key", "workos_client_id", "database_schema", "environment_name"} and value in WORDS:
+        if (name in MAY_BE_WORDS and value in WORDS) or (name in MAY_BE_TEXT and kind not in NEVER):
             continue
         monkeypatch.setenv(name.upper(), value)
         reading = read_settings()
@@ -348,7 +363,7 @@ def test_plain_http_to_another_host_needs_a_setting(monkeypatch: pytest.MonkeyPa
 def test_names_that_may_refresh_must_be_those_of_api_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_TOKENS", f"product:{LONG}")
     found = problems(monkeypatch, API_REFRESH_NAMES="product, crm,reports")
-    assert found.startswith("API_REFRESH_NAMES names tokens that are not in API_TOKENS: crm, reports; ")
+    assert found.startswith("API_REFRESH_NAMES has names that are not in API_TOKENS: crm, reports; ")
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1:1", "127.8.9.10", "[::1]:1", "sandbox.localhost"])

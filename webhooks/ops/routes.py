@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import structlog
 from flask import Blueprint, Flask, abort, g, render_template
@@ -18,6 +19,7 @@ from webhooks.ops import (
     inbox,
     lists,
     mirror,
+    oidc,
     overview,
     runs,
     search,
@@ -39,6 +41,7 @@ def install(app: Flask, services: Services) -> None:
     csrf = sign_in.prepare(app, services.settings)
     routes = Blueprint("ops", __name__, url_prefix="/ops", template_folder="templates", static_folder="static")
     sign_in.add(routes, services, csrf)
+    oidc.add(app, routes, services)
     for pages in (overview, search, explain, inbox, workspaces, mirror, auto_join, hooks, runs, audit):
         pages.add(routes, services)
 
@@ -66,8 +69,14 @@ def install(app: Flask, services: Services) -> None:
         routes.register_error_handler(database_error, database_unavailable)
 
     @routes.context_processor
-    def add_operator_and_environment() -> dict[str, str | None]:
-        return {"operator": g.get("operator"), "environment": services.settings.environment_name}
+    def add_names() -> dict[str, object]:
+        settings = services.settings
+        return {
+            "operator": g.get("operator"),
+            "environment": settings.environment_name,
+            "issuer": urlsplit(settings.oidc_issuer or "").hostname,
+            "has_tokens": bool(settings.ops_tokens),
+        }
 
     @routes.get("/<path:unknown>")
     def unknown_page(unknown: str) -> NoReturn:

@@ -1,8 +1,7 @@
-"""Sign-in with a token from OPS_TOKENS, sessions that can be ended, CSRF protection, and security headers."""
+"""Sign-in with a token or by OpenID Connect, sessions that can be ended, CSRF protection, and security headers."""
 
 import hashlib
 import hmac
-import re
 from contextlib import suppress
 from http import HTTPStatus
 
@@ -12,8 +11,6 @@ from flask import (
     Flask,
     Request,
     Response,
-    abort,
-    flash,
     g,
     redirect,
     render_template,
@@ -29,6 +26,8 @@ from werkzeug import Response as AnyResponse
 
 from models.database import DATABASE_ERRORS
 from webhooks.auth import Guesses
+from webhooks.ops import operators, sessions
+from webhooks.ops.sessions import CONTROL
 from worker import operator_sessions
 from worker.bootstrap import Services
 from worker.errors import TooManyGuessesError
@@ -36,7 +35,7 @@ from worker.settings import Settings
 
 log = structlog.get_logger()
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+WITHOUT_SIGN_IN = frozenset(("ops.sign_in", "ops.static", "ops.oidc", "ops.oidc_callback"))
 REFRESH_HEADER = "X-Refresh"
 """Sent when a page refreshes itself, which does not keep its operator signed in."""
 SECURITY_HEADERS = {
@@ -61,10 +60,13 @@ class _Sessions(SecureCookieSessionInterface):
 def prepare(app: Flask, settings: Settings) -> CSRFProtect:
     """Configure sessions and CSRF protection on `app`; return the protection.
 
-    The key that signs cookies is derived from the tokens, so all processes share it, and a new token signs all
+    The key that signs cookies is derived from the secrets, so all processes share it, and a new token signs all
     operators out.
     """
     tokens = sorted((name, token.get_secret_value()) for name, token in settings.ops_tokens.items())
+    if not tokens:
+        others = filter(None, (settings.oidc_client_secret, *settings.workos_webhook_secrets))
+        tokens = [("", secret.get_secret_value()) for secret in others]
     app.secret_key = hmac.digest(b"workos-sync ops session", repr(tokens).encode(), hashlib.sha256)
     app.session_interface = _Sessions()
     app.permanent_session_lifetime = operator_sessions.LIFETIME
@@ -72,7 +74,7 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
         SESSION_COOKIE_NAME="workos_sync_ops",
         SESSION_COOKIE_PATH="/ops",
         SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_COOKIE_SAMESITE="Lax",  # "Strict" would sign out whoever follows a link in an alert.
         SESSION_REFRESH_EACH_REQUEST=False,  # The cookie ends with the session.
         WTF_CSRF_CHECK_DEFAULT=False,  # Only the pages need it.
         WTF_CSRF_TIME_LIMIT=None,  # As long as the session.
@@ -83,30 +85,25 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
 def add(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
     """Require sign-in and CSRF tokens on all of `routes`; add the pages for sign-in and sign-out."""
     _add_checks(routes, services, csrf)
-    engine, tokens, guesses = services.engine, services.settings.ops_tokens, Guesses(services.redis)
+    settings, engine, guesses = services.settings, services.engine, Guesses(services.redis)
 
     @routes.route("/sign-in", methods=["GET", "POST"])
     def sign_in() -> AnyResponse | str | tuple[str, int]:
         if request.method == "GET":
             return render_template("ops/sign_in.html", next="")
-        target = _redirect_target(request.form.get("next", ""))
-        name = guesses.name_of(request.form.get("token", "").strip(), tokens, request.remote_addr)
+        target = sessions.redirect_target(request.form.get("next", ""))
+        name = guesses.name_of(request.form.get("token", "").strip(), settings.ops_tokens, request.remote_addr)
         if name is None:
             log.warning("sign_in_failed", address=request.remote_addr)
-            flash("Invalid token. Valid tokens are in OPS_TOKENS.", "bad")
-            return render_template("ops/sign_in.html", next=request.form.get("next", "")), 401
-        if isinstance(former := session.get("id"), str):
-            operator_sessions.sign_out(engine, former, name)
-        id = operator_sessions.sign_in(engine, name, request.remote_addr)
-        session.clear()
-        session.permanent = True
-        session["id"] = id
-        log.info("sign_in_succeeded", who=name)
+            wanted = request.form.get("next", "")
+            return sessions.refused("Invalid token. Valid tokens are in OPS_TOKENS.", 401, wanted)
+        sessions.start(engine, name)
         return redirect(target)
 
     @routes.post("/sign-out")
     def sign_out() -> AnyResponse:
-        operator_sessions.sign_out(engine, session["id"], g.operator)
+        if isinstance(id := session.get("id"), str):  # not of somebody whom a proxy has signed in
+            operator_sessions.sign_out(engine, id, g.operator)
         session.clear()
         return redirect(url_for("ops.sign_in"))
 
@@ -119,17 +116,16 @@ def add(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
 def _add_checks(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
     @routes.before_request
     def authenticate() -> AnyResponse | tuple[str, int] | None:
-        if request.endpoint not in {"ops.sign_in", "ops.static"}:
-            found = _signed_in(services.engine)
-            if found is None or (who := found.who) not in services.settings.ops_tokens:
+        if request.endpoint not in WITHOUT_SIGN_IN:
+            found = _operator(services)
+            if found is None:
                 wanted = "" if CONTROL.search(request.path) else request.path
                 return render_template("ops/sign_in.html", next=wanted), 401
-            g.operator, g.asked_at = found
-            g.may_act = who not in services.settings.ops_read_only
+            g.operator, g.may_act = found
         csrf.protect()
         if request.method == "POST" and request.endpoint not in {"ops.sign_in", "ops.sign_out"} and not g.may_act:
             log.warning("action_refused", who=g.operator, endpoint=request.endpoint)
-            message = f"The setting OPS_READ_ONLY names {g.operator}: you can look at the pages, but not act."
+            message = "The setting OPS_READ_ONLY names you or your group: you can look at the pages, but not act."
             return render_template("ops/error.html", title="You may not act", message=message), HTTPStatus.FORBIDDEN
         return None
 
@@ -147,6 +143,17 @@ def _add_checks(routes: Blueprint, services: Services, csrf: CSRFProtect) -> Non
         return render_template("ops/error.html", title="Form expired", message=message), 403
 
 
+def _operator(services: Services) -> operators.Operator | None:
+    """Return the operator who sends the request, named by a trusted proxy or signed in; None if there is none."""
+    if found := operators.by_proxy(services.settings):
+        g.asked_at = operator_sessions.current_time(services.engine)
+        return found
+    if signed_in := _signed_in(services.engine):
+        g.asked_at = signed_in.at
+        return operators.by_session(services.settings, signed_in.who, signed_in.entries)
+    return None
+
+
 def _signed_in(engine: Engine) -> operator_sessions.SignedIn | None:
     """Return the operator whose session the cookie names, and record their activity; None if there is none."""
     id = session.get("id")
@@ -157,14 +164,3 @@ def _signed_in(engine: Engine) -> operator_sessions.SignedIn | None:
         with suppress(*DATABASE_ERRORS):  # Pages can be read even if nothing can be written.
             operator_sessions.record_activity(engine, id)
     return found
-
-
-def _redirect_target(path: str) -> str:
-    """Return `path` if it is one of the pages, else the overview, to prevent open redirects.
-
-    Respond with 400 if it contains control characters, which no page's path does.
-    """
-    if CONTROL.search(path):
-        abort(400, "The page to open contains control characters.")
-    home = url_for("ops.overview")
-    return path if path.startswith(home) and "//" not in path and "\\" not in path else home

@@ -28,7 +28,7 @@ def announcement(command: str, settings: Settings, sockets: Sequence[socket]) ->
 def _web(settings: Settings, sockets: Sequence[socket]) -> Iterator[str]:
     for url in dict.fromkeys(url_of(*each.getsockname()[:2]) for each in sockets):
         yield f"Receives webhooks at {url}{webhook_path(settings, masked=True)}"
-        yield f"Pages: {url}/ops/" if settings.ops_tokens else "Pages are off: set OPS_TOKENS to name:token"
+        yield f"Pages: {url}/ops/" if settings.has_pages else "Pages are off: set OPS_TOKENS to name:token"
         yield f"API: {url}/api/v1/" if settings.api_tokens else "The API is off: set API_TOKENS to name:token"
 
 

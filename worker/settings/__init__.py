@@ -50,7 +50,16 @@ class Settings(BaseModel):
     ] = ()
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
     ops_tokens: Annotated[dict[str, SecretStr], parsed(values.tokens)] = {}
+    ops_allowed: Annotated[tuple[str, ...], parsed(values.split)] = ()
     ops_read_only: Annotated[tuple[str, ...], parsed(values.split)] = ()
+    ops_proxy_header: Annotated[str, parsed(values.header)] | None = None
+    ops_proxy_addresses: Annotated[
+        tuple[Annotated[str, AfterValidator(values.network)], ...], parsed(values.split)
+    ] = ()
+    oidc_issuer: Annotated[str, parsed(values.base_url)] | None = None
+    oidc_client_id: Annotated[str, parsed(values.key)] | None = None
+    oidc_client_secret: Annotated[SecretStr, parsed(values.key)] | None = None
+    oidc_claim: Annotated[str, parsed(values.word)] = "groups"
     api_tokens: Annotated[dict[str, SecretStr], parsed(values.api_tokens)] = {}
     api_refresh_names: Annotated[tuple[str, ...], parsed(values.split)] = ()
     workos_api_key: Annotated[SecretStr | None, parsed(values.key)] = None
@@ -94,6 +103,11 @@ class Settings(BaseModel):
         return bool(self.workos_api_key and self.workos_client_id)
 
     @property
+    def has_pages(self) -> bool:
+        """Whether anybody can use the pages of operators."""
+        return bool(self.ops_tokens or self.oidc_issuer or self.ops_proxy_header)
+
+    @property
     def http_hooks(self) -> dict[str, str]:
         """The URLs of the hooks, by name."""
         return {name: url for name, url in self.hooks.items() if url.startswith(("https://", "http://"))}
@@ -102,8 +116,12 @@ class Settings(BaseModel):
     def plain_http(self) -> dict[str, str]:
         """The names of settings with an `http://` URL of another host, and what uses it."""
         hooks = sorted(name for name, url in self.http_hooks.items() if values.is_plain_and_remote(url))
-        base = values.is_plain_and_remote(self.workos_base_url or "")
-        return ({"WORKOS_BASE_URL": "the WorkOS API"} if base else {}) | ({"HOOKS": ", ".join(hooks)} if hooks else {})
+        uses = {
+            "WORKOS_BASE_URL": (self.workos_base_url, "the WorkOS API"),
+            "OIDC_ISSUER": (self.oidc_issuer, "sign-in"),
+        }
+        plain = {name: use for name, (url, use) in uses.items() if values.is_plain_and_remote(url or "")}
+        return plain | ({"HOOKS": ", ".join(hooks)} if hooks else {})
 
     @property
     def python_hooks(self) -> list[str]:
@@ -113,7 +131,10 @@ class Settings(BaseModel):
 
 FIELDS = Settings.model_fields
 SECRETS = frozenset(
-    ("workos_api_key", "workos_webhook_secrets", "webhook_path_token", "ops_tokens", "api_tokens", "hook_secrets")
+    (
+        *("workos_api_key", "workos_webhook_secrets", "webhook_path_token", "ops_tokens", "api_tokens", "hook_secrets"),
+        "oidc_client_secret",
+    )
 )
 RESTRICTIONS = {
     "webhook_path_token": "set a token, or remove the setting to use /webhooks/workos",
@@ -123,6 +144,12 @@ RESTRICTIONS = {
 REMEDIES = {
     "workos_api_key": "use the API key of the WorkOS environment, from its dashboard",
     "workos_client_id": "use the client id of the same WorkOS environment",
+    "oidc_issuer": "use the issuer's URL, as its discovery document names it",
+    "oidc_client_id": "use the client id that the identity provider gave to these pages",
+    "oidc_client_secret": "use the client's secret",
+    "ops_allowed": "name the addresses or groups that may use the pages",
+    "ops_proxy_header": "name the header in which the proxy sends the person's address",
+    "ops_proxy_addresses": "name the addresses or networks of the proxy",
     "workos_webhook_secrets": "use the webhook endpoint's signing secret; separate several with commas",
 }
 HTTPS = "use https://"
@@ -285,16 +312,20 @@ def _problem(setting: str, text: str, value: Given | None = None) -> Problem:
 def _missing(settings: Settings, required: tuple[str, ...], wrong: set[str]) -> list[Problem]:
     return [
         Problem(name.upper(), "is not set", REMEDIES[name])
-        for name in dict.fromkeys([*required, *_other_half(settings)])
+        for name in dict.fromkeys([*required, *_needed_together(settings)])
         if name not in wrong and not getattr(settings, name)
     ]
 
 
-def _other_half(settings: Settings) -> tuple[str, ...]:
-    """Return the two settings that the WorkOS API needs, if one of them or a setting that needs the API is set."""
+def _needed_together(settings: Settings) -> tuple[str, ...]:
+    """Return the settings that must be set because of others: all that a use of WorkOS, OIDC or a proxy needs."""
     given = settings.workos_api_key or settings.workos_client_id
     writes = settings.auto_join is AutoJoinMode.PROVISION or settings.revoke_sessions
-    return ("workos_api_key", "workos_client_id") if given or writes else ()
+    together = ("workos_api_key", "workos_client_id") if given or writes else ()
+    for group in (("oidc_issuer", "oidc_client_id", "oidc_client_secret"), ("ops_proxy_header", "ops_proxy_addresses")):
+        if any(getattr(settings, name) for name in group):
+            together += (*group, "ops_allowed")
+    return together
 
 
 def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
@@ -302,11 +333,11 @@ def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
     problems = []
     if not {"hooks", "hook_secrets"} & wrong:
         problems += [_problem("HOOK_SECRETS", text) for text in _without_secret(settings)]
-    for name, tokens_name in (("ops_read_only", "ops_tokens"), ("api_refresh_names", "api_tokens")):
-        unknown = sorted(set(getattr(settings, name)) - getattr(settings, tokens_name).keys())
-        if unknown and not {name, tokens_name} & wrong:
-            tokens = tokens_name.upper()
-            text = f"names tokens that are not in {tokens}: {', '.join(unknown)}; add them to {tokens}, or remove them"
+    for name, places in (("ops_read_only", ("ops_tokens", "ops_allowed")), ("api_refresh_names", ("api_tokens",))):
+        unknown = sorted(set(getattr(settings, name)).difference(*(getattr(settings, place) for place in places)))
+        if unknown and not {name, *places} & wrong:
+            there = " or ".join(map(str.upper, places))
+            text = f"has names that are not in {there}: {', '.join(unknown)}; add them there, or remove them"
             problems.append(_problem(name.upper(), text))
     schema = settings.database_schema and not {"database_schema", "database_url"} & wrong
     if schema and settings.database_url.startswith("sqlite"):

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-URLS = frozenset(("database_url", "redis_url", "workos_base_url"))
+URLS = frozenset(("database_url", "oidc_issuer", "redis_url", "workos_base_url"))
 MAX_SHOWN = 60
 """Characters of an invalid value that a message quotes."""
 

@@ -62,6 +62,13 @@ def key(raw: str) -> str:
     return raw
 
 
+def header(raw: str) -> str:
+    """Check the name of an HTTP header."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", raw):
+        raise ValueError("is not the name of a header; write X-Forwarded-Email, for example")
+    return raw
+
+
 def _check_strength(secrets: Iterable[str], remedy: str) -> None:
     for secret in secrets:
         key(secret)
