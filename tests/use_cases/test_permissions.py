@@ -10,6 +10,7 @@ from models.views import member_permissions
 from tests.support import JSON, made, outcomes, rows
 from tests.support.resync import catch_up_with, deliver, found, live, quietly, resync, run_row
 from worker.kinds.permission import Permission
+from worker.kinds.role import Role
 from worker.mirror.role_map import adopt
 from worker.reports.explain import explain
 from worker.reports.listings import list_permissions, named
@@ -85,6 +86,11 @@ def test_role_of_another_resource_type_grants_no_permissions(
         world.update_role("billing", organization_id=owner, permissions=["invoices:read"], resource_type_slug=type)
         deliver_new_events(engine, world)
         assert (answer(engine, member), answer(engine, other)) == (granted, [])
+
+
+def test_a_role_without_a_resource_type_is_one_of_organizations(engine: Engine, member: JSON) -> None:
+    in_transaction(engine, lambda tx: tx.execute(update(Role).values(resource_type=None)))
+    assert answer(engine, member) == ["invoices:read"]
 
 
 def test_view_is_empty_until_permissions_are_listed(engine: Engine, member: JSON) -> None:

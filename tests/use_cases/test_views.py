@@ -1,6 +1,6 @@
 """The public views: in each population, every condition decides about at least one row."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -54,6 +54,15 @@ def domain(name: str, where: str = ACME, state: str = "verified", at: int = 0, v
 
 def connection(id: str, where: str = ACME, verb: str = "activated", state: str = "active") -> JSON:
     return made(f"connection.{verb}", id=id, organization_id=where, state=state, name=f"The {id}")
+
+
+def certificate(hours: int, connection: str) -> JSON:
+    """The event of a certificate that expires that many hours after the start of 2027."""
+    event = made("connection.saml_certificate_renewed")
+    event["data"]["connection"] = {"id": connection, "organization_id": ACME}
+    expiry = {"expiry_date": f"2027-01-01T{hours:02}:00:00.000Z", "certificate_type": f"Signing {hours}"}
+    event["data"]["certificate"] |= expiry
+    return event
 
 
 @pytest.fixture
@@ -118,12 +127,13 @@ def test_sign_in_methods_are_active_connections_of_live_workspaces(places: Engin
             connection("conn_deleted", verb="deleted"),
             connection("conn_gone", GONE),
             connection("conn_unknown", UNKNOWN),
+            *(certificate(hours, "conn_works") for hours in (5, 3)),
+            certificate(1, "conn_inactive"),
         ],
     )
-    found = rows(places, sign_in_methods)
-    assert [(row["organization_id"], row["connection_id"], row["name"]) for row in found] == [
-        (ACME, "conn_works", "The conn_works")
-    ]
+    [found] = rows(places, sign_in_methods)
+    assert (found["organization_id"], found["connection_id"], found["name"]) == (ACME, "conn_works", "The conn_works")
+    assert found["certificate_expires_at"] == datetime(2027, 1, 1, 3, tzinfo=UTC), "the first of its own"
 
 
 def test_members_view_shows_newest_active_memberships(places: Engine) -> None:
@@ -315,7 +325,8 @@ def deleted_user(name: str, at: int) -> JSON:
 def test_an_invitation_blocks_every_user_who_shares_an_address_with_the_invited(places: Engine) -> None:
     renamed = made("user.updated", 1, id="user_ann", email="bob@acme.example", email_verified=True)
     shares = made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)
-    apply_events(places, [user("ann"), renamed, shares, invitation("ann", "revoked"), user("cat")])
+    others = [made("user.created", id=f"user_cat_{n}", email="cat@acme.example", email_verified=True) for n in (1, 2)]
+    apply_events(places, [user("ann"), renamed, shares, invitation("ann", "revoked"), *others])
     assert {row["user_id"] for row in rows(places, auto_join_blocks)} == {"user_ann", "user_bob"}
 
 
