@@ -31,6 +31,7 @@ from worker.cli import main
 from worker.kinds import SUBSCRIBED
 from worker.processes.clock import heartbeat
 from worker.repair.schedule import CLOCK_TICK
+from worker.reports.conditions import MANY_GAPS
 from worker.sandbox import Sandbox
 from worker.sandbox.delivery import Endpoint
 from worker.settings import load_settings
@@ -102,6 +103,10 @@ def setting(name: str, value: str) -> Callable[..., None]:
     return lambda healthy, engine, redis, monkeypatch: monkeypatch.setenv(name, value)
 
 
+def without(*names: str) -> Callable[..., object]:
+    return lambda healthy, engine, redis, monkeypatch: [monkeypatch.delenv(name) for name in names]
+
+
 def statement(make: Callable[[], Any]) -> Callable[..., object]:
     return lambda healthy, engine, redis, monkeypatch: in_transaction(engine, lambda tx: tx.execute(make()))
 
@@ -135,13 +140,11 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
         "workos-sync migrate",
     ),
     "Redis is away": (setting("REDIS_URL", "unix:///nowhere.sock"), "redis", "REDIS_URL"),
-    "no secret": (setting("WORKOS_WEBHOOK_SECRETS", ""), "webhook secret", "register"),
-    "no key": (
-        lambda healthy, engine, redis, monkeypatch: [
-            monkeypatch.delenv(n) for n in ("WORKOS_API_KEY", "WORKOS_CLIENT_ID")
-        ],
-        "WorkOS key",
-        "WORKOS_API_KEY",
+    "no key": (without("WORKOS_API_KEY", "WORKOS_CLIENT_ID"), "WorkOS key", "WORKOS_API_KEY"),
+    "neither secret nor key": (
+        without("WORKOS_WEBHOOK_SECRETS", "WORKOS_API_KEY", "WORKOS_CLIENT_ID"),
+        "webhook secret",
+        "register",
     ),
     "a dead key": (setting("WORKOS_API_KEY", "sk_dead"), "WorkOS key", "valid key"),
     "another environment's": (another_environment, "WorkOS environment", "key and client id"),
@@ -208,6 +211,32 @@ def test_wrong_clock_is_a_failure(healthy: Sandbox) -> None:
 def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, configured_engine: Engine) -> None:
     stop_webhooks(configured_engine)
     assert "reachable" in wrong()["silent"]["remedy"]
+
+
+def test_without_a_secret_no_webhook_is_expected(
+    healthy: Sandbox, answering: None, configured_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Webhooks are switched off: the last one is older than a day. Until then, another process may have the secret."""
+    healthy.deliveries.endpoints.clear()
+    stop_webhooks(configured_engine)
+    gap = {"type": "user.updated", "source": "events_api", "status": "done", "webhook_at": None}
+    times = {"api_at": db_now_plus(-1800), "occurred_at": db_now_plus(-1800), "received_at": db_now_plus(-1800)}
+    rows = [gap | {"id": f"gap_{number}"} for number in range(MANY_GAPS + 1)]
+    in_transaction(configured_engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+
+    def levels() -> dict[str, str]:
+        checks = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+        return {check["name"]: check["level"] for check in checks}
+
+    without("WORKOS_WEBHOOK_SECRETS")(healthy, configured_engine, None, monkeypatch)
+    assert levels().items() >= {"silent": "failure", "missed webhooks": "warning"}.items()
+    ended = update(Event).where(Event.webhook_at.is_not(None)).values(webhook_at=db_now_plus(-25 * 3600))
+    in_transaction(configured_engine, lambda tx: tx.execute(ended))
+    found = levels()
+    assert found.keys() & {"silent", "missed webhooks", "webhook endpoint"} == set()
+    assert "failure" not in found.values() and found["webhook secret"] == found["last webhook"] == "ok"
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", SECRET)
+    assert {"silent", "missed webhooks", "webhook endpoint"} <= levels().keys()
 
 
 def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:

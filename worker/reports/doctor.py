@@ -25,6 +25,7 @@ from worker.queue.doorbell import DRAIN, PICKUP_SECONDS, Doorbell
 from worker.redis_client import require_writable, server_version, what_is_wrong
 from worker.repair.environment import require_same_environment
 from worker.reports.conditions import Severity, duration
+from worker.reports.health import Health
 from worker.reports.verdict import Verdict, judge
 from worker.settings import Reading, Settings
 from worker.webhook_endpoints import FIND_WEB, compare_event_types, is_enabled, list_endpoints, webhook_path
@@ -185,6 +186,8 @@ def _secrets(engine: Engine | None, settings: Settings) -> Iterator[Check]:
     name, number = "webhook secret", len(settings.workos_webhook_secrets)
     if number:
         yield _ok(name, "1 set" if number == 1 else f"{number} set{_last_secret(engine, settings)}")
+    elif settings.repairs:
+        yield _ok(name, "not set, so web cannot run: all events come from the events API")
     else:
         remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints a secret"
         yield _failure(name, "not set: no webhook can be verified", remedy)
@@ -222,7 +225,8 @@ def _workos(
             require_same_environment(engine, workos, settings)
             yield _ok("WorkOS environment", f"{settings.workos_client_id}, the one this database mirrors")
             yield _skew("clock of WorkOS", now)
-            yield from _endpoints(workos, settings, ask_route)
+            if settings.workos_webhook_secrets:
+                yield from _endpoints(workos, settings, ask_route)
     except InvalidApiKeyError as error:
         yield _failure("WorkOS key", str(error), "set WORKOS_API_KEY to a valid key of this environment")
     except ConfigurationError as error:
@@ -311,11 +315,8 @@ def _work(verdict: Verdict) -> Iterator[Check]:
             yield _ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
     if "no_clock" not in holds:
         yield _ok("clock", "running")
-    at = health.last_webhook_at
-    if at is None:
-        yield _warning("last webhook", "none yet", "change something in WorkOS, then run doctor again")
-    elif "silent" not in holds:
-        yield _ok("last webhook", f"{at:%Y-%m-%d %H:%M:%S} UTC")
+    if health.silent_seconds is None:
+        yield _last_webhook(health)
     if health.resync is None:
         yield _warning(
             "last resync", "none yet", "start clock and worker (or up, which runs both), or run: workos-sync resync"
@@ -326,3 +327,13 @@ def _work(verdict: Verdict) -> Iterator[Check]:
         if (each := cause.condition).name not in CHECKED_APART:
             level = Level.FAILURE if each.severity is Severity.PROBLEM else Level.WARNING
             yield Check(each.name.replace("_", " "), level, cause.sentence, each.remedy)
+
+
+def _last_webhook(health: Health) -> Check:
+    """Return when the last webhook came, unless webhooks have stopped, which is a condition."""
+    name, at = "last webhook", health.last_webhook_at
+    if not health.webhooks_expected:
+        return _ok(name, "none is expected, because no secret is set")
+    if at is None:
+        return _warning(name, "none yet", "change something in WorkOS, then run doctor again")
+    return _ok(name, f"{at:%Y-%m-%d %H:%M:%S} UTC")

@@ -84,6 +84,8 @@ MANY_READS = 5
 """A confirmed read is reported after this many failures, which take about three minutes."""
 EXPIRY_DAYS = 30
 """A SAML certificate is reported for this number of days before it expires."""
+WEBHOOKS_END = timedelta(days=1)
+"""Without a secret, webhooks count as switched off after this time without one."""
 MIN_MISSED = 3
 """Webhooks count as stopped once the events API has returned this number of events that came without one."""
 
@@ -169,6 +171,8 @@ class Health:
     failed_by_fingerprint: dict[str, int]
     gaps: int
     late: int
+    webhooks_expected: bool
+    """Whether events should come by webhook: see `_webhooks_expected`. If not, none is missed."""
     silent_seconds: float | None
     """Time since the last webhook, if webhooks have stopped: see `_silent_seconds`. None otherwise."""
     missed: int
@@ -258,7 +262,8 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
         withheld: JsonObject = mirror.withheld_role_map or {}
         tail = tx.execute(select(Tail.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
-        missed = _missed(tx, last_webhook) if settings.repairs else []
+        expected = _webhooks_expected(settings, now, last_webhook)
+        missed = _missed(tx, last_webhook) if expected and settings.repairs else []
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
         counted_at = _seconds_since_tick(tx, now, COUNTS_TICK)
         unread = tx.execute(_unread()).all()
@@ -277,9 +282,10 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             failed_by_fingerprint=_fingerprints(tx) if inbox.failed else {},
             gaps=gap_count,
             late=late_count,
+            webhooks_expected=expected,
             silent_seconds=_silent_seconds(tx, now, last_webhook, missed, settings.gap_seconds),
             missed=len(missed),
-            recent_gaps=_recent_gaps(tx, settings.gap_seconds),
+            recent_gaps=_recent_gaps(tx, settings.gap_seconds) if expected else 0,
             last_webhook_at=last_webhook,
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
             refused=None if trouble else _refused(redis),
@@ -369,6 +375,16 @@ def _hook(tx: Connection, now: datetime, row: Record) -> Hook:
         waiting_seconds=max(0.0, (now - oldest).total_seconds()),
         attempts=attempts or 0,
     )
+
+
+def _webhooks_expected(settings: Settings, now: datetime, last_webhook: datetime | None) -> bool:
+    """Return whether events should come by webhook; if not, the events API brings them all.
+
+    `web` does not start without a secret. A webhook of the last day shows that it has one, even if this process does
+    not.
+    """
+    recent = last_webhook is not None and now - last_webhook < WEBHOOKS_END
+    return bool(settings.workos_webhook_secrets) or not settings.repairs or recent
 
 
 def _missed(tx: Connection, last_webhook: datetime | None) -> list[datetime]:

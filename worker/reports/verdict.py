@@ -130,6 +130,7 @@ def as_report(verdict: Verdict) -> Record:
         "pending": health.pending,
         "oldest_pending_seconds": health.oldest_pending_seconds,
         "failed": health.failed,
+        "webhooks_expected": health.webhooks_expected,
         "gaps": health.gaps,
         "late": health.late,
         "silent_seconds": health.silent_seconds,
