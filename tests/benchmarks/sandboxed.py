@@ -35,7 +35,7 @@ def workos(bench: Bench, organizations: int, members: int, knobs: JSON) -> Itera
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with bench.running(
-        "sandbox", ["-m", "worker.sandbox", "--port", str(port)], bench.environment("sqlite://")
+        "sandbox", ["-m", "worker.cli", "sandbox", "--port", str(port)], bench.environment("sqlite://")
     ) as process:
         process.wait_until(lambda: answers(f"{url}/sandbox/progress"), START_SECONDS)
         call("POST", f"{url}/sandbox/populate", {"organizations": organizations, "members": members}, seconds=600)

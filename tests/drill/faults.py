@@ -71,7 +71,7 @@ class Field:
         """The length of a fault that status must report."""
         return LONG * self.usual
 
-    def sandbox(self, method: str, path: str, body: JSON) -> None:
+    def sandbox(self, method: str, path: str, body: JSON | None = None) -> None:
         """Change the sandbox."""
         call(method, f"{self.installation.sandbox_url}/sandbox/{path}", body)
 
@@ -256,11 +256,11 @@ def _answer_nonsense(field: Field) -> None:
     with _resync(field):
         try:
             for way in ways:
-                field.sandbox("POST", "faults", {"kind": "clear"})
+                field.sandbox("DELETE", "faults")
                 field.sandbox("POST", "faults", {"kind": "answer", "path": "/", **NONSENSE[way]})
                 time.sleep(field.long_seconds / len(ways))
         finally:
-            field.sandbox("POST", "faults", {"kind": "clear"})
+            field.sandbox("DELETE", "faults")
 
 
 def _change_the_role_map(field: Field) -> None:

@@ -116,7 +116,7 @@ class Installation:
 
     def end_outage(self) -> None:
         """Let the events API answer. Webhooks are still lost."""
-        self._operate("faults", kind="clear")
+        call("DELETE", f"{self._stack.sandbox_url}/sandbox/faults")
 
     def _operate(self, control: str, **body: object) -> JSON:
         return call("POST", f"{self._stack.sandbox_url}/sandbox/{control}", body)

@@ -1,5 +1,6 @@
 """The built package, installed into its own environment, runs from an empty folder with its pages and migrations."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.support.processes import environment, eventually, listens
+from tests.support.shell import files_of
 from tests.support.stack.machine import ROOT, free_ports
 
 pytestmark = pytest.mark.long
@@ -92,6 +94,18 @@ def check_pages(address: str) -> None:
     assert "Sign out" in overview
     static = set(re.findall(r'(?:href|src)="(/[^"]+\.(?:css|js)[^"]*)"', overview))
     assert len(static) == 2 and all(map(get, static))
+
+
+@pytest.mark.timeout(300)
+def test_the_example_suite_of_the_documentation_passes_in_an_empty_folder(program: Path, folder: Path) -> None:
+    """`workos_sandbox` as a product uses it."""
+    for name, content in files_of((ROOT / "docs" / "development.md").read_text()).items():
+        (folder / name).write_text(content)
+    settings = clean_environment()
+    settings["PATH"] = f"{program.parent}{os.pathsep}{settings['PATH']}"
+    command = [str(program.parent / "python"), "-m", "pytest", "-q", "-p", "no:schemathesis", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_modules_are_imported_from_the_installed_copy(program: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The sandbox's HTTP API, called by the real WorkOS SDK over loopback."""
 
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -22,15 +23,20 @@ from workos._errors import (
     UnprocessableEntityError,
     WorkOSError,
 )
+from workos.authorization.models import AuthorizationPermission
 from workos.events.models import EventSchema
 from workos.events.models.event_schema import EventSchemaUnknown
 from workos.organization_membership import RoleMultiple, RoleSingle
-from workos.organizations.models import OrganizationDomainData
+from workos.organization_membership.models import UserOrganizationMembership
+from workos.organizations.models import Organization, OrganizationDomainData
+from workos.sso.models import Connection
+from workos.user_management.models import Invitation, User
 
 from tests.support import EVENTS
 from worker.sandbox import Knobs, Sandbox, World, WorldError, play, populate
 
 STATUSES = ["active", "inactive", "pending"]
+RECORDED = EVENTS.parent / "session"
 EVENT_FILES = sorted((EVENTS).glob("*.json"))
 
 
@@ -258,10 +264,10 @@ def test_injected_faults(sandbox: Sandbox, client: WorkOSClient) -> None:
     sandbox.faults.clear()
     sandbox.faults.empty("/organizations")
     assert client.organizations.list_organizations().data == []
-    sandbox.faults.odd("/organizations", missing="name")
+    sandbox.faults.invalid_item("/organizations", missing="name")
     with pytest.raises(WorkOSError):
         client.organizations.list_organizations()
-    sandbox.faults.odd("/organizations", item=1, change=lambda item: {**item, "domains": "none"})
+    sandbox.faults.invalid_item("/organizations", item=1, change=lambda item: {**item, "domains": "none"})
     with pytest.raises((WorkOSError, TypeError, AttributeError)):
         client.organizations.list_organizations()
     assert len(client.organizations.list_organizations().data) == 5
@@ -369,16 +375,82 @@ def test_invalid_event_queries_are_refused(sandbox: Sandbox, client: WorkOSClien
     assert count(after="event_unknown") == 1
 
 
-def test_the_sdk_parses_every_event_of_a_long_scenario() -> None:
+# Shapes
+
+
+@pytest.fixture(scope="module")
+def long_life() -> World:
     world = World(3)
     play(world, 3000, seed=11)
-    assert len(all_types(world)) == 32
-    for event in world.events:
+    return world
+
+
+def fields(value: Any, place: str = "", *, nulls: bool = True) -> set[tuple[str, str]]:
+    """The places and types in JSON. What the product may put into `metadata` and `custom_attributes` is left out."""
+    if isinstance(value, dict) and not place.endswith(("metadata", "custom_attributes")):
+        inside = [fields(each, f"{place}.{name}", nulls=nulls) for name, each in value.items()]
+        return {(place, "object")}.union(*inside)
+    if isinstance(value, list):
+        return {(place, "array")}.union(*(fields(each, f"{place}[]", nulls=nulls) for each in value))
+    return {(place, type(value).__name__)} if nulls or value is not None else set()
+
+
+def test_the_sdk_parses_every_event_of_a_long_scenario(long_life: World) -> None:
+    assert len(all_types(long_life)) == 32
+    for event in long_life.events:
         parsed = EventSchema.from_dict(event)
         assert not isinstance(parsed, EventSchemaUnknown)
         assert event["id"].startswith("event_")
-    ids = [event["id"] for event in world.events]
+        unknown = fields(event, nulls=False) ^ fields(parsed.to_dict(), nulls=False)
+        assert {place for place, _ in unknown} <= {".data.allow_profiles_outside_organization"}
+    ids = [event["id"] for event in long_life.events]
     assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("table", "model"),
+    [
+        ("organizations", Organization),
+        ("users", User),
+        ("memberships", UserOrganizationMembership),
+        ("invitations", Invitation),
+        ("connections", Connection),
+        ("permissions", AuthorizationPermission),
+    ],
+)
+def test_objects_have_the_fields_of_the_sdk(long_life: World, table: str, model: Any) -> None:
+    for shown in long_life.truth()[table]:
+        assert fields(model.from_dict(shown).to_dict(), nulls=False) == fields(shown, nulls=False)
+
+
+NOT_IN_THE_SANDBOX = re.compile(r"\.context\.|\.data\.(external_id|metadata)$")
+"""Fields of samples that the sandbox omits: who did it, and two fields of the emulator's memberships."""
+
+
+def test_events_have_the_fields_of_the_samples(long_life: World) -> None:
+    """The documented samples, and the session that was recorded from WorkOS's emulator, which sends no envelope."""
+    recorded = [json.loads(line)["body"] for line in (RECORDED / "deliveries.jsonl").read_text().splitlines()]
+    samples: dict[str, set[tuple[str, str]]] = {}
+    for text in (*(file.read_text() for file in EVENT_FILES), *recorded):
+        event = json.loads(text)
+        samples.setdefault(event["event"], set()).update(fields(event))
+    found: dict[str, set[tuple[str, str]]] = {}
+    for event in long_life.events:
+        found.setdefault(event["event"], set()).update(fields(event))
+    for kind, ours in found.items():
+        mine, theirs = dict(sorted(ours)), dict(sorted(samples[kind]))
+        missing = {place for place in theirs.keys() - mine.keys() if not NOT_IN_THE_SANDBOX.search(place)}
+        assert missing == set(), kind
+        invented = {place for place in mine.keys() - theirs.keys() if not place.startswith(".data.domains[]")}
+        assert invented == set(), kind  # a sample without domains does not show those
+
+
+def test_listings_have_the_fields_of_the_recorded_ones(long_life: World) -> None:
+    recorded, ours = json.loads((RECORDED / "truth.json").read_text()), long_life.truth()
+    for table, listed in recorded.items():
+        known = {place for each in ours[table] for place, _ in fields(each)}
+        theirs = {place for each in listed for place, _ in fields(each)}
+        assert theirs - known <= {".external_id", ".metadata"}, table
 
 
 @pytest.mark.parametrize("file", EVENT_FILES, ids=lambda file: str(file.stem))
@@ -389,10 +461,8 @@ def test_the_sdk_parses_the_payload_files(file: Path) -> None:
     assert not isinstance(EventSchema.from_dict(event), EventSchemaUnknown)
 
 
-def test_there_is_a_payload_file_for_every_type() -> None:
-    world = World(3)
-    play(world, 3000, seed=11)
-    assert {file.stem for file in EVENT_FILES} == {*all_types(world), "dsync.activated"}
+def test_there_is_a_payload_file_for_every_type(long_life: World) -> None:
+    assert {file.stem for file in EVENT_FILES} == {*all_types(long_life), "dsync.activated"}
 
 
 # The world

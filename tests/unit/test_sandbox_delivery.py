@@ -243,10 +243,10 @@ def test_a_port_in_use_is_reported(sandbox: Sandbox) -> None:
 
 
 class Process:
-    """`python -m worker.sandbox`, and calls of its control endpoints."""
+    """`workos-sync sandbox`, and calls of its control endpoints."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "worker.sandbox", "--port", "0", "--seed", "7", "--hold-back", "0"]
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "worker.cli", "sandbox", "--port", "0", *arguments]
         self.child = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
@@ -256,7 +256,7 @@ class Process:
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> Any:
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        request = urllib.request.Request(self.ready["base_url"] + path, content, headers, method=method)
+        request = urllib.request.Request(self.ready["WORKOS_BASE_URL"] + path, content, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.load(answer)
@@ -278,7 +278,7 @@ def process() -> Iterator[Process]:
 @pytest.mark.long
 def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     knobs = process.call("PUT", "/sandbox/knobs", {"duplicates": 0.1, "delay": [0, 0.001]})
-    assert (knobs["duplicates"], knobs["hold_back"]) == (0.1, 0.0)
+    assert (knobs["duplicates"], knobs["delay"]) == (0.1, [0, 0.001])
     with pytest.raises(ValueError, match=r"400: .*no such knob"):
         process.call("PUT", "/sandbox/knobs", {"no such knob": 1})
     endpoint = process.call("POST", "/sandbox/endpoints", {"url": receiver.url, "secret": SECRET})
@@ -301,7 +301,7 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     truth = process.call("GET", "/sandbox/truth")
     assert made["id"] in {organization["id"] for organization in truth["organizations"]}
     client = WorkOSClient(
-        api_key=process.ready["api_key"], client_id="c", base_url=process.ready["base_url"], max_retries=0
+        api_key=process.ready["WORKOS_API_KEY"], client_id="c", base_url=process.ready["WORKOS_BASE_URL"], max_retries=0
     )
     with pytest.raises(Exception, match="403"):
         client.organizations.list_organizations()
@@ -310,9 +310,9 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     page = {"kind": "answer", "path": "/organizations", "body": "<!doctype html>", "content_type": "text/html"}
     process.call("POST", "/sandbox/faults", page)
     with pytest.raises(ValueError, match="Expecting value"):
-        process.call("GET", "/organizations", key=process.ready["api_key"])
-    process.call("POST", "/sandbox/faults", {"kind": "clear"})
-    assert process.call("GET", "/organizations", key=process.ready["api_key"])["data"]
+        process.call("GET", "/organizations", key=process.ready["WORKOS_API_KEY"])
+    process.call("DELETE", "/sandbox/faults")
+    assert process.call("GET", "/organizations", key=process.ready["WORKOS_API_KEY"])["data"]
     assert process.call("GET", "/sandbox/calls") == {"GET /organizations": 4}
     process.child.send_signal(signal.SIGTERM)
     assert process.child.wait(30) == 0

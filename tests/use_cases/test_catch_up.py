@@ -107,7 +107,7 @@ def test_malformed_event_is_reported_and_others_are_stored(
     reported: JSON,
 ) -> None:
     signed_up(one_engine, workos, sandbox, clock, 3)
-    sandbox.faults.odd(EVENTS, item=1, change=change)
+    sandbox.faults.invalid_item(EVENTS, item=1, change=change)
     assert catch_up(one_engine, workos).new == 2
     [line] = [line for line in logs if line["event"] == "event_invalid"]
     assert line.items() >= reported.items()
@@ -118,7 +118,7 @@ def test_event_without_usable_time_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     events = signed_up(one_engine, workos, sandbox, clock, 3)
-    sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
+    sandbox.faults.invalid_item(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
     assert catch_up(one_engine, workos).new == 3
     assert mirror(one_engine)["cursor"] == events[1]["id"]
 
@@ -136,7 +136,7 @@ def test_refused_event_type_is_left_out_and_reported(
     new = users(sandbox, clock, 150)
     clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
-    with pytest.raises(WorkOSError, match=r"user\.updated .*A fault injected by the test"):
+    with pytest.raises(WorkOSError, match=r"user\.updated .*A fault injected into the sandbox"):
         catch_up(one_engine, workos)
     assert {event["id"] for event in new} < stored(one_engine)
     assert mirror(one_engine)["inbox_to"] == before["inbox_to"]  # events of that type may be missing
@@ -160,7 +160,7 @@ def test_run_names_refused_event_type(
     assert Repair(one_engine, workos, settings(), bell).work_on(run_id)
     [row] = rows(one_engine, Run)
     assert row["status"] == RunStatus.FAILED
-    assert "user.updated" in row["error"] and "A fault injected by the test" in row["error"]
+    assert "user.updated" in row["error"] and "A fault injected into the sandbox" in row["error"]
 
 
 # Late events

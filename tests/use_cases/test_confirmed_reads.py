@@ -94,12 +94,12 @@ def test_resync_tombstone_is_undone_if_object_exists(
     if kind in paths:
         second = list(tables[gone].values())[1]
         shown = world.show_organization(second["id"]) if kind == "organization" else second
-        sandbox.faults.odd(f"{paths[kind]}$", change=lambda item: shown)
+        sandbox.faults.invalid_item(f"{paths[kind]}$", change=lambda item: shown)
     elif kind == "membership":
         path, query = "/user_management/organization_mem", f"organization_id={one['organization_id']}"
-        sandbox.faults.odd(path, query=query, change=lambda item: list(tables[gone].values())[1])
+        sandbox.faults.invalid_item(path, query=query, change=lambda item: list(tables[gone].values())[1])
     else:
-        sandbox.faults.odd("/organizations$", change=lambda item: {**item, "domains": []})
+        sandbox.faults.invalid_item("/organizations$", change=lambda item: {**item, "domains": []})
     reported = found(one_engine, resync(one_engine, workos))
     assert reported[kind, one["id"]] == ("extra", "repaired")
     assert one["id"] not in live(one_engine)[kind]

@@ -176,7 +176,7 @@ def test_invalid_permission_keeps_others_known(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(listed_kinds=None)))
-    sandbox.faults.odd(PERMISSIONS, item=1, missing="updated_at")
+    sandbox.faults.invalid_item(PERMISSIONS, item=1, missing="updated_at")
     run_id = resync(engine, workos)
     assert "invalid" in {finding for finding, _ in found(engine, run_id).values()}
     assert answer(engine, member) == ["invoices:read"]

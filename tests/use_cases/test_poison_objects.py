@@ -136,9 +136,9 @@ def test_listed_object_with_invalid_id_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 3)
-    sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "user_id": value})
-    sandbox.faults.odd("/authorization/roles", item=0, change=lambda item: {**item, "slug": value})
-    sandbox.faults.odd("/user_management/users", item=0, change=lambda item: {**item, "id": value})
+    sandbox.faults.invalid_item(MEMBERSHIPS, item=0, change=lambda item: {**item, "user_id": value})
+    sandbox.faults.invalid_item("/authorization/roles", item=0, change=lambda item: {**item, "slug": value})
+    sandbox.faults.invalid_item("/user_management/users", item=0, change=lambda item: {**item, "id": value})
     reported = found(one_engine, resync(one_engine, workos))
     assert sum(finding == "invalid" for finding, _ in reported.values()) == 3
     assert len(live(one_engine)["membership"]) == 2
@@ -150,7 +150,7 @@ def test_listed_object_with_invalid_id_is_reported(
 def test_oversized_role_slug_grants_nothing(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 2)
     long = "".join(f"{number:x}" for number in range(3000))
-    sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "role": {"slug": long}, "roles": []})
+    sandbox.faults.invalid_item(MEMBERSHIPS, item=0, change=lambda item: {**item, "role": {"slug": long}, "roles": []})
     resync(both_engines, workos)
     deliver(both_engines, [made("organization_membership.created", role={"slug": long}, roles=[])])
     assert {row["status"] for row in rows(both_engines, Event)} == {"done"}

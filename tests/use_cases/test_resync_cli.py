@@ -49,7 +49,7 @@ def db_url(make_database: Callable[[str], str]) -> str:
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     made = Sandbox(seed=11)
-    small_life(made.add_environment("sk_other").world, 4, 1)
+    small_life(made.add_environment("sk_test_other").world, 4, 1)
     with made:
         small_life(made.world, 3, 2)
         yield made
@@ -179,7 +179,7 @@ def test_invalid_api_key_prints_one_line(equal: Engine, monkeypatch: pytest.Monk
 
 def test_key_of_another_environment_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(equal), rows(equal, Run), rows(equal, MirrorState)
-    monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_test_other")
     for arguments in ([], ["--dry-run"], ["--organization", "org_1"]):
         assert "the key sees none of the organizations in this database" in refused(*arguments)
     assert (everything(equal), rows(equal, Run), rows(equal, MirrorState)) == before
@@ -201,7 +201,7 @@ def test_key_of_another_environment_is_refused_on_small_mirror(
     catch_up_with_new(equal, sandbox)
     run()
     before = everything(equal)
-    monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_test_other")
     assert "the key sees none of the organizations in this database" in refused()
     assert everything(equal) == before
 
@@ -318,7 +318,7 @@ def test_approving_a_run_without_withheld_deletions_is_refused(equal: Engine) ->
 
 
 def test_invalid_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> None:
-    sandbox.faults.odd("/user_management/users$", missing="updated_at")
+    sandbox.faults.invalid_item("/user_management/users$", missing="updated_at")
     shown = json.loads(run("--json").stdout)
     assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("invalid", {"user.updated_at": None})]
 

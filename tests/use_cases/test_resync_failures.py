@@ -217,12 +217,12 @@ def test_timeout_deletes_nothing(
 
 def test_key_of_another_environment_deletes_nothing(one_engine: Engine, redis: Redis) -> None:
     sandbox = Sandbox(seed=3)
-    other = sandbox.add_environment("sk_other")
+    other = sandbox.add_environment("sk_test_other")
     small_life(other.world, 30, 1)
     with sandbox:
         with closing(client_of(sandbox, redis)) as mine:
             before = mirror_of(one_engine, sandbox, mine, 3)
-        with closing(client_of(sandbox, redis, key="sk_other")) as foreign:
+        with closing(client_of(sandbox, redis, key="sk_test_other")) as foreign:
             run_id = resync(one_engine, foreign)
         after = live(one_engine)
         assert all(after[kind] >= before[kind] for kind in ("organization", "user", "membership", "domain"))
@@ -256,7 +256,7 @@ def test_invalid_item_is_reported_and_rest_is_used(
     gone = world.children(next(iter(world.organizations)), "organization_membership")[2]
     quietly(world, lambda: world.delete_membership(gone))
 
-    sandbox.faults.odd(PAGES[kind], times=None, **odd)
+    sandbox.faults.invalid_item(PAGES[kind], times=None, **odd)
     sandbox.calls.clear()
     run_id = resync(one_engine, workos)
     reported = found(one_engine, run_id)
@@ -287,7 +287,7 @@ def test_listing_with_invalid_item_deletes_nothing(
     delete = world.delete_user if path == USERS else world.delete_membership
     for id in gone:
         quietly(world, partial(delete, id))
-    sandbox.faults.odd(path, item=9, change=lambda item: {**item, "id": None}, page=page, times=1)
+    sandbox.faults.invalid_item(path, item=9, change=lambda item: {**item, "id": None}, page=page, times=1)
     run_id = resync(one_engine, workos)
     [(id, reported)] = [(id, value) for (of, id), value in found(one_engine, run_id).items() if of == kind]
     assert id.startswith("without id: 9 of ") and reported == ("invalid", "reported")
@@ -298,9 +298,9 @@ def test_listing_with_invalid_item_deletes_nothing(
 
 def test_every_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=1, members=150)
-    sandbox.faults.odd(USERS, item=3, missing="id", page=1)
-    sandbox.faults.odd(USERS, item=3, missing="id", page=2)
-    sandbox.faults.odd(MEMBERSHIPS, item=4, missing="id", page=2)
+    sandbox.faults.invalid_item(USERS, item=3, missing="id", page=1)
+    sandbox.faults.invalid_item(USERS, item=3, missing="id", page=2)
+    sandbox.faults.invalid_item(MEMBERSHIPS, item=4, missing="id", page=2)
     odd = [row for row in report(one_engine, resync(one_engine, workos)) if row["finding"] == "invalid"]
     assert sorted(row["kind"] for row in odd) == ["membership", "user", "user"]
 
@@ -309,7 +309,7 @@ def test_every_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox,
 def test_invalid_domains_delete_none(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, domains: Any) -> None:
     before = mirror_of(one_engine, sandbox, workos, 3)
     sandbox.calls.clear()
-    sandbox.faults.odd(ORGANIZATIONS, change=lambda item: {**item, "domains": domains})
+    sandbox.faults.invalid_item(ORGANIZATIONS, change=lambda item: {**item, "domains": domains})
     run_id = resync(one_engine, workos)
     assert live(one_engine) == before
     assert {finding for finding, _ in found(one_engine, run_id).values()} == {"invalid"}

@@ -404,8 +404,8 @@ FAILURES: dict[str, tuple[int, Callable[[Faults], None]]] = {
     "a page": (2, lambda faults: faults.answer(REVOKE, b"<html>", content_type="text/html", times=1)),
     "foreign 404": (2, lambda faults: faults.answer(LISTING, b"no", status=404, times=1)),
     "403": (2, lambda faults: faults.answer(LISTING, b'{"message": "no"}', status=403, times=1)),
-    "foreign session": (1, lambda faults: faults.odd(LISTING, change=lambda item: item | {"user_id": "u"})),
-    "session without id": (1, lambda faults: faults.odd(LISTING, missing="id")),
+    "foreign session": (1, lambda faults: faults.invalid_item(LISTING, change=lambda item: item | {"user_id": "u"})),
+    "session without id": (1, lambda faults: faults.invalid_item(LISTING, missing="id")),
     "read": (2, lambda faults: faults.fail("/user_management/organization_memberships/", times=5)),
 }
 """Of two sessions, the number that are active after the attempt that fails."""

@@ -413,7 +413,7 @@ def test_an_earlier_or_incomplete_resync_does_not_end_the_uncertainty(
     sandbox.on_request = meanwhile
     resync(one_engine, workos)
     assert uncertain(one_engine) == {("", "")}
-    sandbox.faults.odd("/user_management/users$", missing="id")
+    sandbox.faults.invalid_item("/user_management/users$", missing="id")
     resync(one_engine, workos)
     assert uncertain(one_engine) == {("", "")}
     resync(one_engine, workos)

@@ -34,6 +34,7 @@ MODULES = {
     "plan": "plan",
     "review": "review",
     "runs": "runs",
+    "sandbox": "sandbox",
     "seats": "seats",
     "send": "send",
     "status": "status",

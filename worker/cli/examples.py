@@ -37,6 +37,7 @@ EXAMPLES = {
     "runs cancel": ["4f1d2c3b5a69 --reason 'wrong selection'"],
     "runs list": ["--task resync --since 7d", "--status failed"],
     "runs show": ["4f1d2c3b5a69", "4f1d2c3b5a69 --json"],
+    "sandbox": ["", "--seed seed.json --webhook http://localhost:8000/webhooks/workos"],
     "seats": ["", "--at 2026-01-31 --csv > seats.csv"],
     "send": ["user.updated", "user.updated --url https://sync.example.com"],
     "status": ["", "--watch"],

@@ -1,11 +1,14 @@
-"""A sandbox WorkOS: a real HTTP server with the API, webhooks and knobs for all that goes wrong."""
+"""An offline WorkOS: a real HTTP server with the API, webhooks and knobs for all that goes wrong."""
 
-from worker.sandbox.delivery import Deliveries, Endpoint, Record
-from worker.sandbox.faults import Faults
-from worker.sandbox.knobs import Knobs
-from worker.sandbox.scenario import play, populate
-from worker.sandbox.server import Sandbox
-from worker.sandbox.world import World, WorldError
+try:
+    from worker.sandbox.delivery import Deliveries, Endpoint, Record
+    from worker.sandbox.faults import Faults
+    from worker.sandbox.knobs import Knobs
+    from worker.sandbox.scenario import play, populate
+    from worker.sandbox.server import Sandbox
+    from worker.sandbox.world import World, WorldError
+except ModuleNotFoundError as error:
+    raise ImportError(f"the sandbox needs {error.name}: run pip install {error.name}") from None
 
 __all__ = [
     "Deliveries",

@@ -301,11 +301,11 @@ def _list_connections(environment: Environment, call: Call) -> Reply:
     world = environment.world
     wanted = {name: call.query[name] for name in ("organization_id", "connection_type") if name in call.query}
     found = [c for c in world.connections.values() if all(c[name] == value for name, value in wanted.items())]
-    return 200, page([c["id"] for c in found], world.connections.__getitem__, call.query)
+    return 200, page([c["id"] for c in found], world.show_connection, call.query)
 
 
 def _get_connection(environment: Environment, call: Call) -> Reply:
-    return 200, environment.world.find(environment.world.connections, "connection", call.path["id"])
+    return 200, environment.world.show_connection(call.path["id"])
 
 
 def _delete_connection(environment: Environment, call: Call) -> Reply:

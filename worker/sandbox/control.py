@@ -1,4 +1,7 @@
-"""Control endpoints under /sandbox, for other processes: JSON in, JSON out, no key."""
+"""Control endpoints under /sandbox, for other processes: JSON in, JSON out, no key.
+
+docs/development.md describes them.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,98 +10,147 @@ from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
+from pydantic import ValidationError, validate_call
 
 from worker.sandbox import scenario
+from worker.sandbox.problems import problems
 from worker.sandbox.service import Service
 from worker.sandbox.world import OPERATIONS, WorldError
 
 JSON = dict[str, Any]
 
 
-def operate(sandbox: Service, operation: str, arguments: JSON) -> Any:
-    """Do one operation of the world by name. Raises ValueError for an unknown one, WorldError if refused."""
-    if operation not in OPERATIONS:
-        raise ValueError(f"unknown operation: {operation!r}; there are {', '.join(sorted(OPERATIONS))}")
-    try:
-        return getattr(sandbox.world, operation)(**arguments)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+class Controls:
+    """What the control endpoints do. The parameters of each method are the fields of its body."""
+
+    def __init__(self, sandbox: Service) -> None:
+        self.sandbox = sandbox
+
+    def show_knobs(self) -> JSON:
+        """Return all knobs."""
+        return self.sandbox.knobs.as_json()
+
+    def set_knobs(self, **knobs: Any) -> JSON:
+        """Set some knobs; return all."""
+        self.sandbox.knobs.update(knobs)
+        return self.show_knobs()
+
+    def add_fault(self, **rule: Any) -> JSON:
+        """Let calls of the API fail: see Faults.add_json."""
+        self.sandbox.faults.add_json(rule)
+        return {}
+
+    def clear_faults(self) -> JSON:
+        """Let all calls work again."""
+        self.sandbox.faults.clear()
+        return {}
+
+    def add_endpoint(self, url: str, secret: str | None = None, events: list[str] | None = None) -> JSON:
+        """Send webhooks to a URL: see Deliveries.add_endpoint."""
+        made = self.sandbox.deliveries.add_endpoint(url, secret, events)
+        return {"id": made.id, "url": made.url, "secret": made.secret, "events": made.events}
+
+    def operate(self, operation: str, silently: bool = False, **arguments: Any) -> Any:
+        """Do one of OPERATIONS, `silently` without an event; return the object."""
+        if operation not in OPERATIONS:
+            raise ValueError(f"unknown operation: {operation!r}; there are {', '.join(sorted(OPERATIONS))}")
+        with self.sandbox.world.silently() if silently else nullcontext():
+            return validate_call(getattr(self.sandbox.world, operation))(**arguments)
+
+    def send_event(self, event: str, data: JSON) -> JSON:
+        """Emit an event of this type, which changes nothing in the sandbox; return it."""
+        return self.sandbox.world.emit(event, data) or {}
+
+    def send_again(self, event_id: str) -> JSON:
+        """Deliver an event once more: see Deliveries.send_again."""
+        self.sandbox.deliveries.send_again(event_id)
+        return self.progress()
+
+    def play(self, events: int, companies: int = 12, seed: int | None = None, rate: float | None = None) -> JSON:
+        """Do random operations in the background: see Service.play."""
+        self.sandbox.start_playing(events, companies=companies, seed=seed, rate=rate)
+        return self.progress()
+
+    def stop(self) -> JSON:
+        """Stop playing."""
+        self.sandbox.stop_playing()
+        return self.progress()
+
+    def populate(
+        self, organizations: int, members: int, seed: int = 0, users: int | None = None, quiet: bool = True
+    ) -> JSON:
+        """Make many organizations: see scenario.populate."""
+        world = self.sandbox.world
+        scenario.populate(world, organizations=organizations, members=members, seed=seed, users=users, quiet=quiet)
+        return self.progress()
+
+    def drain(self, timeout: float = 60) -> JSON:
+        """Wait until no delivery waits or is in progress."""
+        self.sandbox.deliveries.drain(timeout)
+        return self.progress()
+
+    def progress(self) -> JSON:
+        """Return the counters: see Service.progress."""
+        return self.sandbox.progress()
+
+    def truth(self) -> JSON:
+        """Return all objects."""
+        return self.sandbox.world.truth()
+
+    def records(self) -> JSON:
+        """Return the deliveries of each event, by its id."""
+        return {event_id: asdict(record) for event_id, record in list(self.sandbox.deliveries.records.items())}
+
+    def calls(self) -> JSON:
+        """Return how often each route of the API was called."""
+        return {f"{method} {route}": number for (method, route), number in sorted(self.sandbox.calls.items())}
 
 
 def add_routes(app: web.Application, sandbox: Service) -> None:
     """Serve the control endpoints of `sandbox`."""
-
-    def knobs(body: JSON) -> Any:
-        sandbox.knobs.update(body)
-        return sandbox.knobs.as_json()
-
-    def endpoints(body: JSON) -> Any:
-        made = sandbox.deliveries.add_endpoint(body["url"], body.get("secret"), body.get("events"))
-        return {"id": made.id, "url": made.url, "secret": made.secret, "events": made.events}
-
-    def play(body: JSON) -> Any:
-        sandbox.start_playing(**body)
-        return sandbox.progress()
-
-    def stop(_: JSON) -> Any:
-        sandbox.stop_playing()
-        return sandbox.progress()
-
-    def faults(body: JSON) -> Any:
-        if body.get("kind") == "clear":
-            sandbox.faults.clear()
-        else:
-            sandbox.faults.add_json(body)
-        return {}
-
-    def operations(body: JSON) -> Any:
-        arguments = {name: value for name, value in body.items() if name not in ("operation", "silently")}
-        with sandbox.world.silently() if body.get("silently") else nullcontext():
-            return operate(sandbox, body["operation"], arguments)
-
-    def drain(body: JSON) -> Any:
-        sandbox.deliveries.drain(float(body.get("timeout", 60)))
-        return sandbox.progress()
-
-    def calls(_: JSON) -> Any:
-        return {f"{method} {route}": number for (method, route), number in sorted(sandbox.calls.items())}
-
-    app.router.add_put("/sandbox/knobs", _serve(knobs))
-    app.router.add_get("/sandbox/knobs", _serve(lambda _: sandbox.knobs.as_json()))
-    app.router.add_post("/sandbox/endpoints", _serve(endpoints))
-    app.router.add_post("/sandbox/play", _serve(play))
-    app.router.add_post("/sandbox/populate", _serve(lambda body: _populate(sandbox, **body)))
-    app.router.add_post("/sandbox/stop", _serve(stop))
-    app.router.add_post("/sandbox/drain", _serve(drain))
-    app.router.add_post("/sandbox/operations", _serve(operations))
-    app.router.add_post("/sandbox/faults", _serve(faults))
-    app.router.add_get("/sandbox/progress", _serve(lambda _: sandbox.progress()))
-    app.router.add_get("/sandbox/truth", _serve(lambda _: sandbox.world.truth()))
-    app.router.add_get("/sandbox/records", _serve(lambda _: _records(sandbox)))
-    app.router.add_get("/sandbox/calls", _serve(calls))
+    controls = Controls(sandbox)
+    served: dict[tuple[str, str], Callable[..., Any]] = {
+        ("GET", "knobs"): controls.show_knobs,
+        ("PUT", "knobs"): controls.set_knobs,
+        ("POST", "faults"): controls.add_fault,
+        ("DELETE", "faults"): controls.clear_faults,
+        ("POST", "endpoints"): controls.add_endpoint,
+        ("POST", "operations"): controls.operate,
+        ("POST", "events"): controls.send_event,
+        ("POST", "send-again"): controls.send_again,
+        ("POST", "play"): controls.play,
+        ("POST", "stop"): controls.stop,
+        ("POST", "populate"): controls.populate,
+        ("POST", "drain"): controls.drain,
+        ("GET", "progress"): controls.progress,
+        ("GET", "truth"): controls.truth,
+        ("GET", "records"): controls.records,
+        ("GET", "calls"): controls.calls,
+    }
+    for (method, path), function in served.items():
+        app.router.add_route(method, f"/sandbox/{path}", _serve(validate_call(function)))
 
 
-def _records(sandbox: Service) -> Any:
-    return {event_id: asdict(record) for event_id, record in list(sandbox.deliveries.records.items())}
-
-
-def _populate(sandbox: Service, **body: Any) -> Any:
-    scenario.populate(sandbox.world, **body)
-    return sandbox.progress()
-
-
-def _serve(function: Callable[[JSON], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Run `function(body)` in a thread, since it may wait; what it refuses is answered as 4xx."""
+def _serve(function: Callable[..., Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Run `function(**body)` in a thread, since it may wait; what it refuses is answered as 4xx."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         try:
             body = await request.json() if request.can_read_body else {}
-            return web.json_response(await asyncio.to_thread(function, body))
+            if not isinstance(body, dict):
+                return _refuse(400, "the body must be a JSON object")
+            return web.json_response(await asyncio.to_thread(function, **body))
         except WorldError as refusal:
             return web.json_response(refusal.body, status=refusal.status)
         except TimeoutError as error:
-            return web.json_response({"message": str(error)}, status=504)
-        except (KeyError, TypeError, ValueError) as error:
-            return web.json_response({"message": f"{type(error).__name__}: {error}"}, status=400)
+            return _refuse(504, str(error))
+        except ValidationError as error:
+            return _refuse(400, problems(error))
+        except (AttributeError, TypeError, ValueError) as error:  # such as a number where an address belongs
+            return _refuse(400, str(error))
 
     return serve
+
+
+def _refuse(status: int, message: str) -> web.Response:
+    return web.json_response({"message": message}, status=status)

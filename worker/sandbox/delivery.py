@@ -120,7 +120,7 @@ class Deliveries:
         world.subscribe(self._plan)
         knobs.listen(self.kick)
 
-    # For tests
+    # Using
 
     def add_endpoint(self, url: str, secret: str | None = None, events: list[str] | None = None) -> Endpoint:
         """Send from now on to `url`; without a `secret` one is made."""
@@ -150,9 +150,12 @@ class Deliveries:
         self.wait_idle(timeout)
 
     def send_again(self, event_id: str) -> None:
-        """Deliver a logged event again to every endpoint, as a late retry would; it is never lost."""
+        """Deliver a logged event again to every endpoint, as a late retry would; it is never lost.
+
+        Raises WorldError 404 if there is no such event.
+        """
         with self.world.lock:
-            event = self.world.events[self.world.event_positions[event_id]]
+            event = self.world.event(event_id)
         with self._changed:
             self.records.setdefault(event_id, Record())
         self._start([_Job(event_id, encode(event), each) for each in self._wanting(event["event"])])

@@ -1,10 +1,14 @@
-"""Faults a test injects into the HTTP API, each for the next calls that match it."""
+"""Faults injected into the HTTP API, each for the next calls that match it."""
 
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import ValidationError, validate_call
+
+from worker.sandbox.problems import problems
 
 JSON = dict[str, Any]
 
@@ -13,7 +17,7 @@ JSON = dict[str, Any]
 class Fault:
     """One rule. `method` and `path` are regular expressions that match from the start (no query)."""
 
-    kind: Literal["fail", "empty", "odd", "spoil", "answer"]
+    kind: Literal["fail", "empty", "invalid_item", "spoil", "answer"]
     method: str
     path: str
     times: int | None  # how many calls it still hits; None: until cleared
@@ -77,7 +81,7 @@ class Faults:
         """Answer a listing with no items and no further page, although there are some."""
         self._add(Fault("empty", "GET", path, times))
 
-    def odd(
+    def invalid_item(
         self,
         path: str,
         *,
@@ -93,7 +97,7 @@ class Faults:
         def without(found: JSON) -> JSON:
             return {name: value for name, value in found.items() if name != missing}
 
-        self._add(Fault("odd", "GET", path, times, query, page=page, item=item, change=change or without))
+        self._add(Fault("invalid_item", "GET", path, times, query, page=page, item=item, change=change or without))
 
     def spoil(self, path: str, *, times: int | None = 1, **fields: Any) -> None:
         """Answer a GET with some fields of the body replaced."""
@@ -105,20 +109,28 @@ class Faults:
             self._rules.clear()
 
     def add_json(self, rule: JSON) -> None:
-        """Add a rule from JSON: {"kind": "fail"|"truncate"|"empty"|"odd"|"answer", "path": …, further arguments}.
+        """Add a rule from JSON: {"kind": "fail", "path": "/organizations", …}, with the arguments of that method.
 
-        The `body` of an answer is text.
+        Raises:
+            ValueError: there is no such kind or argument, or a value is not of its type.
         """
         arguments = dict(rule)
         kind = arguments.pop("kind", None)
         makers: dict[Any, Callable[..., None]] = {
-            "fail": self.fail, "truncate": self.truncate, "empty": self.empty, "odd": self.odd, "answer": self.answer,
-        }  # fmt: skip
-        if isinstance(arguments.get("body"), str):
-            arguments["body"] = arguments["body"].encode()
+            "fail": self.fail,
+            "truncate": self.truncate,
+            "empty": self.empty,
+            "invalid_item": self.invalid_item,
+            "answer": self.answer,
+        }
         if kind not in makers:
-            raise ValueError(f"unknown kind of fault: {kind!r}")
-        makers[kind](**arguments)
+            raise ValueError(f"unknown kind of fault: {kind!r}; there are {', '.join(makers)}")
+        try:
+            validate_call(makers[kind])(**arguments)
+        except ValidationError as error:
+            raise ValueError(problems(error, kind)) from None
+        except re.error as error:
+            raise ValueError(f"{kind}: not a regular expression: {error}") from None
 
     def take(self, method: str, path: str, page: int, query: str = "") -> Fault | None:
         """The rule for this call, with one of its times used up; None if there is none."""
@@ -136,5 +148,7 @@ class Faults:
         return None
 
     def _add(self, rule: Fault) -> None:
+        for pattern in (rule.method, rule.path, rule.query):
+            re.compile(pattern)
         with self._lock:
             self._rules.append(rule)

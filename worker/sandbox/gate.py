@@ -1,4 +1,4 @@
-"""The steps before every API call: counting, the test's hook, latency, key, limits and injected faults."""
+"""The steps before every API call: counting, a hook, latency, key, limits and injected faults."""
 
 import asyncio
 import json
@@ -133,6 +133,7 @@ class Gate:
         content = raw if isinstance(raw, bytes) else json.dumps(raw, separators=(",", ":")).encode()
         common = {
             "Date": format_datetime(self.clock(), usegmt=True) if self.knobs.dated else "",
+            "Server": "workos-sync sandbox",
             "X-Request-ID": f"req_{next(self._numbers):08d}",
         }
         if body is not None:
@@ -168,7 +169,7 @@ def _faulty(fault: Fault, handler: Handler, environment: Environment, call: Call
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
         if fault.status == 404:
             return 404, shapes.error("Object not found: 'injected'.", "entity_not_found"), headers
-        return fault.status, shapes.error("A fault injected by the test", "injected"), headers
+        return fault.status, shapes.error("A fault injected into the sandbox", "injected"), headers
     if fault.kind == "empty":
         return 200, shapes.listing([], None, None), {}
     status, body = reply

@@ -1,10 +1,18 @@
-"""Everything about the sandbox that a test may turn, in one place."""
+"""Everything about the sandbox that may be turned, in one place."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from worker.sandbox.problems import problems
 
 JSON = dict[str, Any]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Limit = tuple[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
 
 @dataclass
@@ -23,32 +31,32 @@ class Knobs:
     keys_in_events: Literal["always", "changed"] = "always"  # when events carry shapes.HOST_KEYS (optional there)
 
     # The API.
-    hold_back: float = 2.0  # events younger than this are missing from ascending reads
-    lateness: dict[str, float] = field(default_factory=dict)  # event id: seconds until the events API shows that event
+    hold_back: Seconds = 2.0  # events younger than this are missing from ascending reads
+    lateness: dict[str, Seconds] = field(default_factory=dict)  # event id: seconds until the events API shows it
     late_events: Literal["appended", "inserted"] = "appended"  # where it shows them: at the end, or at their time
     unknown_after: Literal["error", "beginning"] = "error"  # answer to an unknown or expired events cursor
     rate_limits: bool = False  # answer 429 above the documented limits
-    address_limit: tuple[int, float] = (6000, 60.0)  # requests, seconds: all calls of one address
-    user_reads_limit: tuple[int, float] = (1000, 10.0)  # GET /user_management/*, each environment
-    user_writes_limit: tuple[int, float] = (500, 10.0)  # other /user_management/* calls, each environment
-    latency: float = 0.0  # before every answer
+    address_limit: Limit = (6000, 60.0)  # requests, seconds: all calls of one address
+    user_reads_limit: Limit = (1000, 10.0)  # GET /user_management/*, each environment
+    user_writes_limit: Limit = (500, 10.0)  # other /user_management/* calls, each environment
+    latency: Seconds = 0.0  # before every answer
     dated: bool = True  # answers have a `Date` that can be read
 
     # The webhooks.
     paused: bool = False  # nothing is sent; events wait
-    loss: float = 0.0  # share of events never sent
+    loss: Share = 0.0  # share of events never sent
     lose: Callable[[JSON], bool] | None = None  # an event for which this is true is never sent (not settable by JSON)
-    duplicates: float = 0.0  # share of events sent twice
-    reordering: float = 0.0  # share of deliveries held until later ones have passed
-    reorder_window: int = 10  # upper bound on later deliveries that pass a held one
-    flush_after: float = 0.05  # a held delivery goes out at the latest after this
-    delay: tuple[float, float] = (0.0, 0.0)  # each first attempt waits for a time between these
-    wrong_signatures: float = 0.0  # forged deliveries, as a share of events
-    concurrency: int = 8  # requests in progress at the same time
+    duplicates: Share = 0.0  # share of events sent twice
+    reordering: Share = 0.0  # share of deliveries held until later ones have passed
+    reorder_window: Annotated[int, Field(ge=1)] = 10  # upper bound on later deliveries that pass a held one
+    flush_after: Seconds = 0.05  # a held delivery goes out at the latest after this
+    delay: tuple[Seconds, Seconds] = (0.0, 0.0)  # each first attempt waits for a time between these
+    wrong_signatures: Share = 0.0  # forged deliveries, as a share of events
+    concurrency: Annotated[int, Field(ge=1)] = 8  # requests in progress at the same time
     keep_alive: bool = False  # use connections again: quicker, but a receiver that closes idle ones looks down
-    timeout: float = 10.0  # one attempt
-    retries: int = 6  # after the first attempt, on non-2xx or no answer
-    retry_base: float = 0.1  # the n-th retry waits retry_base * 2 ** (n - 1)
+    timeout: Seconds = 10.0  # one attempt
+    retries: Annotated[int, Field(ge=0)] = 6  # after the first attempt, on non-2xx or no answer
+    retry_base: Seconds = 0.1  # the n-th retry waits retry_base * 2 ** (n - 1)
     retry_signs_again: bool = False  # False: a retry carries its first signature and time
 
     _listeners: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
@@ -64,14 +72,30 @@ class Knobs:
         self._listeners.append(listener)
 
     def update(self, values: JSON) -> None:
-        """Set knobs from JSON, e.g. {"loss": 0.1, "delay": [0, 0.2]}. ValueError for an unknown name."""
-        settable = {f.name for f in fields(self)} - {"lose", "_listeners"}
-        unknown = sorted(set(values) - settable)
-        if unknown:
-            raise ValueError(f"unknown knobs: {', '.join(unknown)}")
+        """Set knobs from JSON, e.g. {"loss": 0.1, "delay": [0, 0.2]}.
+
+        Raises:
+            ValueError: a name is unknown, or a value is not of the knob's type. No knob is set then.
+        """
+        if unknown := sorted(values.keys() - _TYPES.keys()):
+            raise ValueError(f"unknown knobs: {', '.join(unknown)}; there are {', '.join(sorted(_TYPES))}")
+        checked = {}
         for name, value in values.items():
-            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+            try:
+                checked[name] = TypeAdapter(_TYPES[name]).validate_json(json.dumps(value), strict=True)
+            except ValidationError as error:
+                raise ValueError(problems(error, name)) from None
+        for name, value in checked.items():
+            setattr(self, name, value)
 
     def as_json(self) -> JSON:
         """All knobs that JSON can hold."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("lose", "_listeners")}
+        return {name: getattr(self, name) for name in sorted(_TYPES)}
+
+
+_TYPES = {
+    name: hint
+    for name, hint in get_type_hints(Knobs, include_extras=True).items()
+    if name not in ("lose", "_listeners")
+}
+"""The type of each knob that JSON can hold."""

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from workos import WorkOSClient
 
 
+CLIENT_ID = "client_sandbox"
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+"""How programs on this machine reach the addresses that mean all."""
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop on the real clock, so that it goes on while a test freezes time."""
 
@@ -29,18 +34,29 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class Sandbox(Service):
-    """A WorkOS on 127.0.0.1, in a thread of its own. Use it as a context manager, or `start` and `stop` it."""
+    """A running sandbox, in a thread of its own. Use it as a context manager, or `start` and `stop` it.
+
+    Args:
+        seed: of all random choices.
+        api_key: the key that the API asks for; it begins with `sk_test_`.
+        host: the address to listen on.
+        port: 0 for any free one, which `port` then is after the start.
+        clock: the environment's time (aware); signatures carry `time.time()`, which receivers check.
+        knobs: see Knobs.
+    """
 
     def __init__(
         self,
         *,
         seed: int = 0,
         api_key: str = API_KEY,
+        host: str = "127.0.0.1",
         port: int = 0,
         clock: Callable[[], datetime] | None = None,
         knobs: Knobs | None = None,
     ) -> None:
         super().__init__(seed=seed, api_key=api_key, clock=clock, knobs=knobs)
+        self.host = host
         self.port = port
         self._clients: list[WorkOSClient] = []
         self._loop: _Loop | None = None
@@ -81,7 +97,13 @@ class Sandbox(Service):
     @property
     def base_url(self) -> str:
         """Where the API is, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        host = ANY.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment variables that lead WorkOS's SDKs, and workos-sync, to this sandbox."""
+        return {"WORKOS_BASE_URL": self.base_url, "WORKOS_API_KEY": self.api_key, "WORKOS_CLIENT_ID": CLIENT_ID}
 
     def _run(self, loop: _Loop, ready: threading.Event) -> None:
         """The server's thread."""
@@ -106,7 +128,7 @@ class Sandbox(Service):
         for environment in self.gate.environments.values():
             environment.deliveries.open()
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self.port)
+        site = web.TCPSite(runner, self.host, self.port)
         await site.start()
         self.port = runner.addresses[0][1]
 
@@ -122,7 +144,7 @@ class Sandbox(Service):
 
         made = WorkOSClient(
             api_key=api_key or self.api_key,
-            client_id="client_sandbox",
+            client_id=CLIENT_ID,
             base_url=self.base_url,
             request_timeout=10,
             max_retries=max_retries,

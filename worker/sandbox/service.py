@@ -17,6 +17,8 @@ from worker.sandbox.world import World
 JSON = dict[str, Any]
 
 API_KEY = "sk_test_sandbox"
+KEY_PREFIX = "sk_test_"
+"""No key of a production environment begins so."""
 
 
 class Service:
@@ -40,7 +42,7 @@ class Service:
         self.world = World(seed, clock, self.knobs)
         self.deliveries = Deliveries(self.world, self.knobs, seed)
         self.gate = Gate(self.knobs, self.faults, self.world.now)
-        self.gate.environments[api_key] = Environment(self.world, self.deliveries)
+        self.gate.environments[_checked(api_key)] = Environment(self.world, self.deliveries)
         self.serving = False
         self._clock = clock
         self._stop_playing = threading.Event()
@@ -65,7 +67,7 @@ class Service:
         if self.serving:
             raise RuntimeError("add environments before the sandbox starts")
         made = world or World(self.seed + len(self.gate.environments), self._clock, self.knobs)
-        self.gate.environments[api_key] = Environment(made, Deliveries(made, self.knobs, self.seed))
+        self.gate.environments[_checked(api_key)] = Environment(made, Deliveries(made, self.knobs, self.seed))
         return self.gate.environments[api_key]
 
     def add_endpoint(self, url: str, secret: str | None = None, events: list[str] | None = None) -> Endpoint:
@@ -105,3 +107,9 @@ class Service:
             "events": len(self.world.events),
             "calls": self.gate.total(),
         }
+
+
+def _checked(api_key: str) -> str:
+    if not api_key.startswith(KEY_PREFIX):
+        raise ValueError(f"a key of the sandbox begins with {KEY_PREFIX}, so that no real one is ever used here")
+    return api_key

@@ -232,6 +232,11 @@ def connection(
     }
 
 
+def connection_in_api(connection: JSON) -> JSON:
+    """A connection as the API shows it: without its external key."""
+    return {name: value for name, value in connection.items() if name != "external_key"}
+
+
 def connection_deleted(connection: JSON) -> JSON:
     """The shorter data of `connection.deleted`."""
     left_out = ("status", "external_key", "domains")

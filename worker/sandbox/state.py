@@ -20,6 +20,7 @@ _NOT_FOUND = {
     "user": "User",
     "organization_membership": "Organization Membership",
     "connection": "Connection",
+    "event": "Event",
     "role": "Role",
     "permission": "Permission",
     "invitation": "Invitation",
@@ -138,6 +139,14 @@ class State:
                 listener(event)
             return event
 
+    def event(self, event_id: str) -> JSON:
+        """An event of the log, or WorldError 404."""
+        with self.lock:
+            position = self.event_positions.get(event_id)
+            if position is None:
+                raise not_found("event", event_id)
+            return self.events[position]
+
     def _without_unchanged_keys(self, data: JSON) -> JSON:
         """The data without those of `shapes.HOST_KEYS` that are as in the last event of the object."""
         last = self._last_keys.setdefault(data.get("id", ""), {})
@@ -158,7 +167,12 @@ class State:
     # Tables
 
     def changed(self, record: JSON, **values: Any) -> JSON:
-        """A new version of a record. Its `updated_at` rises, or with `Knobs.ties` only never goes back."""
+        """A new version of a record. Its `updated_at` rises, or with `Knobs.ties` only never goes back.
+
+        Raises WorldError for a field that such a record does not have.
+        """
+        for name in values.keys() - record.keys():
+            raise invalid(f"property {name} should not exist", "invalid_request_parameters", name)
         known = datetime.fromisoformat(record["updated_at"])
         least = known if self.knobs.ties else known + timedelta(milliseconds=1)
         return {**record, **values, "updated_at": shapes.time_text(max(least, self.now()))}
@@ -211,6 +225,10 @@ class State:
                 shapes.role_in_api(r) for r in own
             ]
 
+    def show_connection(self, connection_id: str) -> JSON:
+        """A connection, or WorldError 404."""
+        return shapes.connection_in_api(self.find(self.connections, "connection", connection_id))
+
     def show_invitation(self, invitation_id: str) -> JSON:
         """An invitation with its secrets; a pending one past its time is expired. Or WorldError 404."""
         record = self.find(self.invitations, "invitation", invitation_id)
@@ -235,6 +253,6 @@ class State:
                 "memberships": [self.show_membership(object_id) for object_id in self.memberships],
                 "roles": list(self.roles.values()),
                 "permissions": list(self.permissions.values()),
-                "connections": list(self.connections.values()),
+                "connections": [self.show_connection(object_id) for object_id in self.connections],
                 "invitations": [self.show_invitation(object_id) for object_id in self.invitations],
             }

@@ -167,8 +167,7 @@ class Stack:
 
     def start_sandbox(self) -> None:
         """Start the sandbox and wait until it answers."""
-        arguments = ["-m", "worker.sandbox", "--port", str(self._sandbox_port), "--seed", str(self._seed)]
-        process = self._spawn("sandbox", arguments)
+        process = self.spawn("sandbox", "--port", str(self._sandbox_port), "--random-seed", str(self._seed))
         process.wait_until(lambda: answers(f"{self.sandbox_url}/sandbox/progress"))
 
     def start_web(self) -> None:
