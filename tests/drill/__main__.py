@@ -30,7 +30,9 @@ from worker.hooks.operate import hook_status
 from worker.mirror.change_feed import newest
 from worker.reports import listings
 
-SHORT = {"events": 1200, "seconds": 60.0}
+SHORT = {"events": 1000, "seconds": 65.0}
+SHORT_STATUS_SECONDS = 2.0
+"""Between two questions for the status in the short drill."""
 ENDLESS = 10**9
 KNOBS: JSON = {
     **play.KNOBS,
@@ -47,7 +49,7 @@ MAX_BEHIND = 100
 """Changes that a hook may have to receive while events flow."""
 HOOKS = 2
 COMMAND_POLL_SECONDS = 10.0
-"""Between two runs of `workos-sync status`, which take a second of computing each."""
+"""Between two runs of `workos-sync status`, which take a second of computing each unless they are forked."""
 PIPED_WIDTH = 120
 
 
@@ -108,7 +110,7 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
         follower = Follower(engine)
         eventually(lambda: len(hook_status(engine)) == HOOKS, STALL_SECONDS)  # a hook begins where it first looks
         play.begin(installation, knobs=KNOBS, **life | {"events": ENDLESS})
-        watches = _watches(installation, watching)
+        watches = _watches(installation, watching, SHORT_STATUS_SECONDS if short else POLL_SECONDS)
         injector = _strike(installation, engine, watches, life, short=short)
         console.print(f"{injector.struck.total()} faults are over; one hook is slow, another is not", highlight=False)
         phase = _slow_hook_beside_a_good_one(installation, engine, 5.0 if short else 60.0)
@@ -129,9 +131,9 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
         engine.dispose()
 
 
-def _watches(installation: Installation, engine: Engine) -> list[Watch]:
-    """Ask the API once a second, and the command less often."""
-    ways = (("/api/v1/status", ask_api, POLL_SECONDS), ("status --json", ask_command, COMMAND_POLL_SECONDS))
+def _watches(installation: Installation, engine: Engine, api_seconds: float) -> list[Watch]:
+    """Ask the API every `api_seconds`, and the command less often."""
+    ways = (("/api/v1/status", ask_api, api_seconds), ("status --json", ask_command, COMMAND_POLL_SECONDS))
     return [Watch(name, partial(ask, installation), Truth(installation, engine), every) for name, ask, every in ways]
 
 

@@ -117,7 +117,7 @@ class Installation(Stack):
 
     def _tend_valkey(self) -> None:
         for server in (self.valkey, self.standby):
-            if not working_in(server.folder):
+            if not server.runs():
                 self.restarts["Valkey"] += 1
                 server.kill()  # forgets the one that is gone
                 server.start()

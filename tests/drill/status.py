@@ -5,8 +5,6 @@ The facts are measured without the product: by its processes, its Redis and quer
 
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -227,13 +225,10 @@ def ask_api(stack: Stack) -> Answer:
 
 def ask_command(stack: Stack) -> Answer:
     """Run `workos-sync status --json`; raise `StackError` if it does not answer."""
-    command = [sys.executable, "-m", "worker.cli", "status", "--json"]
+    printed = stack.printed("status", "--json", seconds=COMMAND_SECONDS)
     try:
-        ran = subprocess.run(
-            command, env=stack.env, cwd=stack.folder, capture_output=True, timeout=COMMAND_SECONDS, check=False
-        )
-        said = json.loads(ran.stdout)
-    except (subprocess.TimeoutExpired, ValueError) as error:
+        said = json.loads(printed)
+    except ValueError as error:
         raise StackError(f"status did not answer: {error}") from error
     return Answer(None, said["problems"] + said["warnings"])
 

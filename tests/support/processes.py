@@ -256,6 +256,10 @@ class Valkey:
     def start(self) -> None:
         self._server.start()
 
+    def runs(self) -> bool:
+        """Whether its process lives; a frozen one does."""
+        return self._server._process is not None and self._server._process.poll() is None
+
     def kill(self) -> None:
         self._server.terminate()
 

@@ -24,15 +24,23 @@ class Forked:
     """A running `python -m MODULE …`, with the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(
-        self, module: str, arguments: Sequence[str], *, env: Mapping[str, str], folder: Path, log: Path
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        folder: Path,
+        log: Path,
+        errors: Path | None = None,
     ) -> None:
-        """Start it in a session of its own; its output is appended to `log`."""
+        """Start it in a session of its own; its output is appended to `log`, its errors to `errors` or `log`."""
         self.args = [module, *arguments]
         self.returncode: int | None = None
         self._reading = threading.Lock()
         receiver, sender = _context().Pipe(duplex=False)
         self._process: ForkServerProcess = _context().Process(
-            target=_run, args=(sender, module, list(arguments), dict(env), str(folder), str(log))
+            target=_run,
+            args=(sender, module, list(arguments), dict(env), str(folder), str(log), str(errors or log)),
         )
         self._process.start()
         sender.close()
@@ -80,15 +88,20 @@ def _context() -> ForkServerContext:
 
 
 def _run(
-    started: connection.Connection, module: str, arguments: list[str], env: dict[str, str], folder: str, log: str
+    started: connection.Connection,
+    module: str,
+    arguments: list[str],
+    env: dict[str, str],
+    folder: str,
+    log: str,
+    errors: str,
 ) -> None:
     """In the new process: become `python -m module arguments`."""
     os.setsid()
     os.chdir(folder)
-    with open(log, "ab") as output, open(os.devnull, "rb") as nothing:  # noqa: PTH123 - only their numbers are needed
-        os.dup2(nothing.fileno(), 0)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+    for number, (file, mode) in enumerate([(os.devnull, "rb"), (log, "ab"), (errors, "ab")]):
+        with open(file, mode) as opened:  # noqa: PTH123 - only its number is needed
+            os.dup2(opened.fileno(), number)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - as Python opens it at its start
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115

@@ -85,7 +85,7 @@ def ctrl_c_blocked() -> Iterator[None]:
 
 
 class Process:
-    """A command running in a session of its own, its output in the file `log`.
+    """A command running in a session of its own, its output in the file `log`, and its errors in `errors` or `log`.
 
     A forked one is `python -m MODULE …`, forked from a process that has loaded the modules.
     """
@@ -98,6 +98,7 @@ class Process:
         folder: Path,
         log: Path,
         *,
+        errors: Path | None = None,
         forked: bool = False,
     ) -> None:
         self.name = name
@@ -105,16 +106,16 @@ class Process:
         self.popen: Forked | subprocess.Popen[bytes]
         if forked:
             _python, _m, module, *arguments = command
-            self.popen = Forked(module, arguments, env=env, folder=folder, log=log)
+            self.popen = Forked(module, arguments, env=env, folder=folder, log=log, errors=errors)
             return
-        with log.open("ab") as output:
+        with log.open("ab") as output, (errors or log).open("ab") as error_output:
             self.popen = subprocess.Popen(
                 command,
                 env=dict(env),
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=error_output,
                 start_new_session=True,
             )
 

