@@ -130,7 +130,8 @@ def make_database(request: pytest.FixtureRequest, quick_folder: Path) -> Callabl
             request.addfinalizer(partial(_remove, path))
             return f"sqlite:///{path}"
         server = request.getfixturevalue("postgres_server")
-        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template")
+        # The default strategy writes a copy of everything to the log, which takes half as long again.
+        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template STRATEGY FILE_COPY")
         request.addfinalizer(lambda: _on_server(server, f"DROP DATABASE {name} WITH (FORCE)"))
         return _database(server, name)
 
