@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,9 +17,11 @@ def long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item
 
     `--dist=worksteal` cuts the list into one piece for each worker; a worker that is done takes over the end of
     another's piece. The tests marked `alone` come first: nobody takes them over, so the other workers wait only once.
+    Then come the modules in the order of their time-outs: a drill that begins last would leave all other workers idle.
     """
     alone, long, rest = ([item for item in items if _class_of(item) == name] for name in ("alone", "long", "rest"))
     modules = [list(group) for _, group in itertools.groupby(long, key=lambda item: item.path)]
+    modules.sort(key=lambda module: max(map(_timeout, module)), reverse=True)
     ordered: list[pytest.Item] = []
     for worker in range(workers):
         size = (len(items) - len(ordered)) // (workers - worker)
@@ -59,6 +62,12 @@ def one_database_each(
 
 def _class_of(item: pytest.Item) -> str:
     return next((name for name in ("alone", "long") if item.get_closest_marker(name)), "rest")
+
+
+def _timeout(item: pytest.Item) -> float:
+    """The seconds that a test may take, if it says so itself; 0 there means any number."""
+    marker = item.get_closest_marker("timeout")
+    return 0.0 if marker is None else float(marker.args[0]) or math.inf
 
 
 class Turns:

@@ -1,5 +1,6 @@
 """The order in which xdist workers run the tests."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,16 @@ import pytest
 from tests.support.scheduling import long_tests_first, one_database_each
 
 
-def items(*modules: tuple[str, set[str], int]) -> list[Any]:
-    """Tests as pytest collects them: of each module its path, its markers, and their number."""
+def items(*modules: tuple[str, set[str], int], **timeouts: int) -> list[Any]:
+    """Tests as pytest collects them: of each module its path, its markers, their number, and perhaps its time-out."""
+
+    def marker(path: str, markers: set[str], name: str) -> object:
+        if name == "timeout":
+            return SimpleNamespace(args=(timeouts[path],)) if path in timeouts else None
+        return name in markers or None
+
     return [
-        SimpleNamespace(
-            path=Path(path), name=f"{path}-{place}", get_closest_marker=lambda name, m=markers: name in m or None
-        )
+        SimpleNamespace(path=Path(path), name=f"{path}-{place}", get_closest_marker=partial(marker, path, markers))
         for path, markers, number in modules
         for place in range(number)
     ]
@@ -30,6 +35,12 @@ def test_each_worker_begins_with_its_long_tests_and_none_is_left_out(workers: in
     assert [item.path.name for item in ordered[4:7]] == ["one"] * 3
     assert [item.path.name for item in ordered[size : size + 6]] == ["quick"] + ["two"] * 5
     assert ordered[-1].path.name == "quick"
+
+
+def test_long_tests_with_a_longer_time_out_come_first() -> None:
+    names = ("short", "drill", "histories", "slow")
+    collected = items(*((name, {"long"}, 2) for name in names), drill=1800, histories=0, slow=240)
+    assert [item.path.name for item in long_tests_first(collected, 1)[::2]] == ["histories", "drill", "slow", "short"]
 
 
 def test_more_long_tests_than_a_worker_has_places_for() -> None:
