@@ -17,7 +17,7 @@ from worker.workos_api.client import WorkOSClient, open_client
 FAST = Limit("fast", 1000, 10)
 SLOW = Limit("slow", 200, 10)
 
-pytestmark = [pytest.mark.long, pytest.mark.alone]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def tokens_per_second(redis: Redis, share: float, limits: tuple[Limit, ...], sec
     return sum(counts) / (time.monotonic() - began)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("share", "workers"), [(0.5, 1), (0.5, 6), (1.0, 6)])
 def test_all_workers_together_get_their_share_of_the_limit(redis: Redis, share: float, workers: int) -> None:
     rate = tokens_per_second(redis, share, (FAST,), 1.0, workers)
@@ -52,6 +53,7 @@ def test_all_workers_together_get_their_share_of_the_limit(redis: Redis, share: 
     assert rate >= 100 * share * 0.8
 
 
+@pytest.mark.alone
 def test_the_smallest_of_several_limits_applies(redis: Redis) -> None:
     assert 14 <= tokens_per_second(redis, 1.0, (FAST, SLOW), 1.0, 3) <= 24
 
@@ -96,6 +98,7 @@ def test_a_rate_below_one_per_second_still_gives_tokens(redis: Redis) -> None:
     assert 2.4 <= waits.seconds[0] <= 2.51
 
 
+@pytest.mark.alone
 def test_a_limit_of_its_own_goes_before_the_shared_ones_and_counts_in_them(redis: Redis) -> None:
     shared, own = Waits(), Waits()
     crowd, first = Buckets(redis, 1.0, shared.sleep), Buckets(redis, 1.0, own.sleep, own=FAST)
@@ -107,6 +110,7 @@ def test_a_limit_of_its_own_goes_before_the_shared_ones_and_counts_in_them(redis
     assert shared.seconds[0] >= 1.2  # 31 tokens at 20 a second, less what was added; 21 if its calls did not count
 
 
+@pytest.mark.alone
 def test_a_clock_that_goes_back_does_not_block_the_bucket(redis: Redis) -> None:
     far = time.time() * 1000 + 3_600_000
     redis.hset("workos-sync:bucket:fast", mapping={"tokens": "3", "at": str(far)})
@@ -156,6 +160,7 @@ def test_each_attempt_takes_a_token_of_every_limit_that_applies(redis: Redis) ->
             assert workos.calls == sandbox.calls.total() == 5
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("retry_after", "least", "most"), [(1, 1.0, 1.5), (0, 0.0, 0.2), (None, 0.25, 0.6)])
 def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: float, most: float) -> None:
     with Sandbox() as sandbox, closing(open_workos(sandbox, RecordingBuckets(redis))) as workos:
@@ -166,6 +171,7 @@ def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: f
         assert least <= time.monotonic() - began <= most
 
 
+@pytest.mark.alone
 def test_the_documented_limits_are_not_exceeded(redis: Redis) -> None:
     with Sandbox() as sandbox:
         sandbox.knobs.rate_limits = True
