@@ -35,6 +35,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         settings = {name: value for name, value in environment().items() if not name.startswith("PYTHON")}
+        settings["PIP_COMPILE"] = "0"  # the commands compile the tenth that they import
         self._log = folder / "stderr.log"
         with self._log.open("wb") as log:
             self._bash = subprocess.Popen(
