@@ -10,12 +10,16 @@ unexport PYTHONDONTWRITEBYTECODE  # or each of hundreds of processes compiles al
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
+# uv, where there is one, takes seconds; pip takes a minute.
+INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(BIN)/python,\
+  $(BIN)/pip install --disable-pip-version-check) --quiet
+
 $(VENV)/installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(INSTALL) --require-hashes -r requirements-dev.lock
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey and database
