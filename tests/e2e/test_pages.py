@@ -73,7 +73,10 @@ def web(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) ->
 
 @pytest.fixture
 def site(web: tuple[Command, int]) -> str:
-    """The address of a running installation whose mirror is filled."""
+    """The address of a running installation whose mirror is filled.
+
+    A test asks for it before `page`, which then closes before the server ends, and misses no answer.
+    """
     return f"http://127.0.0.1:{web[1]}"
 
 
@@ -119,7 +122,7 @@ def pictures(page: Page, name: str) -> None:
 
 
 def test_a_failed_event_is_found_and_replayed(
-    page: Page, site: str, engine: Engine, sandbox: Sandbox, tmp_path: Path
+    site: str, page: Page, engine: Engine, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     world = sandbox.world
     acme = world.create_organization("Acme", domains=[("acme.example", "verified")])
@@ -221,7 +224,7 @@ def switch_auto_join_off(page: Page, site: str, organization_id: str) -> None:
     pictures(page, "hooks")
 
 
-def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:
+def test_withheld_deletions_are_shown_and_approved(site: str, page: Page, engine: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     gone = sorted(list(world.organizations)[:25])
     world_names = [world.organizations[id]["name"] for id in gone]
@@ -254,7 +257,7 @@ def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine
 
 
 def test_the_overview_is_green_amber_or_red_as_status_is(
-    page: Page, site: str, web: tuple[Command, int], sandbox: Sandbox
+    site: str, page: Page, web: tuple[Command, int], sandbox: Sandbox
 ) -> None:
     world = sandbox.world
     acme = world.create_organization("Acme", domains=[("acme.example", "verified")])
@@ -278,7 +281,7 @@ def test_the_overview_is_green_amber_or_red_as_status_is(
 
 
 def test_a_page_says_how_old_it_is_and_when_the_server_stopped_answering(
-    page: Page, site: str, web: tuple[Command, int]
+    site: str, page: Page, web: tuple[Command, int]
 ) -> None:
     sign_in(page, site)
     freshness = page.locator("#freshness")
