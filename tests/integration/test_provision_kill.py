@@ -1,4 +1,4 @@
-"""A thousand sign-ups through real processes that are killed with -9, while WorkOS limits and fails calls."""
+"""Sign-ups through real processes that are killed with -9, while WorkOS limits and fails calls."""
 
 import random
 import threading
@@ -21,8 +21,8 @@ from worker.sandbox import Knobs, Sandbox, World
 
 pytestmark = pytest.mark.long
 
-SIGN_UPS = 120
-WRONG = 24
+SIGN_UPS = 84
+WRONG = 12
 """People of each kind who must not become members."""
 KILLS = 5
 
