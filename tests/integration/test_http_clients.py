@@ -150,7 +150,7 @@ def test_a_client_that_never_reads_is_disconnected_and_delays_nobody(
     [process] = web.family()
     without = len(established(process))
     with ExitStack() as stack:
-        clients = [stack.enter_context(socket.socket()) for _ in range(20)]
+        clients = [stack.enter_context(socket.socket()) for _ in range(8)]
         for client in clients:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.connect(("127.0.0.1", port))
