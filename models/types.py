@@ -125,6 +125,13 @@ class recorded_time(GenericFunction[datetime]):  # noqa: N801 - a SQL function, 
     inherit_cache = True
 
 
+class ascii_lower(GenericFunction[str]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """A text with its ASCII letters in lower case. PostgreSQL takes half as long as for `lower`."""
+
+    type = Text()
+    inherit_cache = True
+
+
 class minute_of(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
     """The start of the minute that contains a stored instant."""
 
@@ -175,6 +182,16 @@ def _sqlite_recorded(element: recorded_time, compiler: SQLCompiler, **kw: object
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now | db_clock, compiler: SQLCompiler, **kw: object) -> str:
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
+
+
+@compiles(ascii_lower, "postgresql")
+def _postgresql_ascii_lower(element: ascii_lower, compiler: SQLCompiler, **kw: object) -> str:
+    return f'lower({compiler.process(element.clauses, **kw)} COLLATE "C")'
+
+
+@compiles(ascii_lower, "sqlite")
+def _sqlite_ascii_lower(element: ascii_lower, compiler: SQLCompiler, **kw: object) -> str:
+    return f"lower({compiler.process(element.clauses, **kw)})"
 
 
 @compiles(minute_of, "postgresql")

@@ -1,6 +1,6 @@
 """Users: people, identified by their e-mail address."""
 
-from sqlalchemy import Index
+from sqlalchemy import Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.addresses import normalize_address
@@ -29,6 +29,8 @@ class User(Mirrored):
 
     __table_args__ = (
         Index("ix_users_email_domain_id", "email_domain", "id"),
+        # The order of lists of people: of all, and of a large workspace.
+        Index("ix_users_by_address", text("coalesce(email, '')"), "id", postgresql_concurrently=True),
         equality_index("ix_users_external_id", "external_id"),
     )
 

@@ -225,20 +225,10 @@ def missing_members(engine: Engine, limit: int, organization_id: str | None = No
 def eligible_members() -> Select[str, str, str | None, str, str | None]:
     """Return the query of `missing_members`.
 
-    The views take long for each person, so it first finds the few who have a workspace's domain and no membership.
+    The views take long for each person, so it first finds the few of `outside_members`.
     """
-    same = (Membership.organization_id == Domain.organization_id, Membership.user_id == User.id)
-    member = exists().where(*same, Membership.deleted_by.is_(None), Membership.status == "active")
-    person = (User.email_domain.label("domain"), User.id.label("user_id"), User.email)
-    outside = (
-        select(*person, Domain.organization_id)
-        .join(Domain, (Domain.normalized == User.email_domain) & Domain.deleted_by.is_(None))
-        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~member)
-        .distinct()
-        .order_by(User.email_domain, User.id)
-        .subquery()
-        .c
-    )
+    people = outside_members()
+    outside = people.order_by(people.selected_columns.domain, people.selected_columns.user_id).subquery().c
     joins, block = auto_join_domains.c, auto_join_blocks.c
     of_domain = (joins.domain == outside.domain, joins.organization_id == outside.organization_id)
     default_role = select(joins.default_role).where(*of_domain).scalar_subquery()
@@ -246,6 +236,22 @@ def eligible_members() -> Select[str, str, str | None, str, str | None]:
     kept_out = exists(select(block.reason).where(*of_person).offset(0))  # by person, not for all at once
     columns = (outside.organization_id, outside.user_id, outside.email, outside.domain)
     return select(*columns, default_role.label("default_role")).where(default_role.is_not(None), ~kept_out)
+
+
+def outside_members() -> Select[str | None, str, str | None, str | None]:
+    """Return the query of people with a verified address of a workspace's domain who are not its members.
+
+    Some of them may not join: the domain may not auto-join, or something may keep the person out.
+    """
+    same = (Membership.organization_id == Domain.organization_id, Membership.user_id == User.id)
+    member = exists().where(*same, Membership.deleted_by.is_(None), Membership.status == "active")
+    person = (User.email_domain.label("domain"), User.id.label("user_id"), User.email)
+    return (
+        select(*person, Domain.organization_id)
+        .join(Domain, (Domain.normalized == User.email_domain) & Domain.deleted_by.is_(None))
+        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~member)
+        .distinct()
+    )
 
 
 def without_admin(engine: Engine, limit: int) -> list[Record]:

@@ -1,8 +1,10 @@
 """Measurements of the installation. `worker.reports.conditions` decides which of them are wrong."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +16,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    ScalarSelect,
     Select,
     SQLColumnExpression,
     and_,
@@ -255,6 +256,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     gap_count, late_count = count_missed_webhooks(engine, settings.gap_seconds)
     lanes, trouble = _lanes(redis, lanes_of(settings))
     hooks = hook_status(engine, settings.http_hooks)
+    resync = _last_resync(engine)
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
@@ -308,7 +310,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             hooks=[_hook(tx, now, row) for row in hooks],
             python_hooks=settings.python_hooks,
             repairs=settings.repairs,
-            resync=_last_resync(tx, now),
+            resync=resync,
             resync_late_seconds=LATE_RESYNC * settings.resync_seconds,
             resync_done_seconds=_seconds_since_resync(tx, now),
             runs=all_rows(tx, running.order_by(Run.created_at)),
@@ -501,32 +503,50 @@ def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[
     return {str(value): number for value, number in zip(words, numbers, strict=True) if number}
 
 
-def _last_resync(tx: Connection, now: datetime) -> Resync | None:
+def _last_resync(engine: Engine) -> Resync | None:
     full = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
-    ended = select(Run.__table__).where(*full, Run.status != RunStatus.RUNNING, Run.approves.is_(None))
-    last = tx.execute(ended.order_by(Run.finished_at.desc(), Run.id).limit(1)).one_or_none()
+    ended = select(Run.__table__, db_now().label("now")).where(*full, Run.status != RunStatus.RUNNING)
+    latest = ended.where(Run.approves.is_(None)).order_by(Run.finished_at.desc(), Run.id).limit(1)
+    with read_transaction(engine) as tx:
+        last = tx.execute(latest).one_or_none()
     if last is None:
         return None
+    numbers = _differences(engine, last.id)
+    drift = Counter[tuple[str, str]]()
+    for (kind, finding, _), number in numbers.items():
+        drift[kind, finding] += number
     approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
     withheld = (Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
-    by_kind = select(Drift.kind, Drift.finding, func.count()).where(Drift.run_id == last.id)
-    counted_drift = tx.execute(by_kind.group_by(Drift.kind, Drift.finding))
-    done = last.status == RunStatus.DONE
+    kinds = {kind for kind, _, action in numbers if action == DriftAction.WITHHELD}
+    with read_transaction(engine) as tx:
+        live = [tx.execute(_live(kind, withheld)).scalar_one() for name, kind in KINDS.items() if name in kinds]
     return Resync(
         id=last.id,
         status=last.status,
         error=last.error,
         seconds=(last.finished_at - last.created_at).total_seconds(),
-        age_seconds=(now - last.finished_at).total_seconds(),
-        drift={(kind, finding): number for kind, finding, number in counted_drift} if done else None,
-        withheld=sum(tx.execute(select(*(_live(kind, withheld) for kind in KINDS.values()))).one()),
+        age_seconds=(last.now - last.finished_at).total_seconds(),
+        drift=dict(drift) if last.status == RunStatus.DONE else None,
+        withheld=sum(live),
     )
 
 
-def _live(kind: Kind, which: Iterable[ColumnElement[bool]]) -> ScalarSelect[int]:
-    """Return the number of objects of a kind in rows of `drift` that are still live: an event may have deleted them."""
+@lru_cache(maxsize=4)
+def _differences(engine: Engine, run_id: str) -> Mapping[tuple[str, str, str], int]:
+    """Return the number of differences of a run that ended, by kind, finding and action: they no longer change."""
+    group = (Drift.kind, Drift.finding, Drift.action)
+    with read_transaction(engine) as tx:
+        found = tx.execute(select(*group, func.count()).where(Drift.run_id == run_id).group_by(*group))
+        return {(kind, finding, action): number for kind, finding, action, number in found}
+
+
+def _live(kind: Kind, which: Iterable[ColumnElement[bool]]) -> Select[int]:
+    """Return the query that counts objects of a kind in rows of `drift` that are still live.
+
+    An event may have deleted the others.
+    """
     live = exists().where(kind.table.id == Drift.object_id, kind.table.deleted_by.is_(None))
-    return select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which).scalar_subquery()
+    return select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which)
 
 
 def _seconds_since_resync(tx: Connection, now: datetime) -> float | None:

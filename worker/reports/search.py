@@ -100,11 +100,13 @@ def _identical(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterat
 def _objects(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator[Match]:
     """Yield at most `LIMIT` objects of a kind that meet a condition, live ones first. Of more, any are chosen."""
     table, label = kind.table, kind.label or kind.table.id
-    rows: list[RowMapping] = []
-    for is_deleted in (table.deleted_by.is_(None), table.deleted_by.is_not(None)):
-        # Not in an order: the database reads the table once, and only until there are enough matches.
-        found = select(table.__table__).where(is_deleted, which).limit(LIMIT - len(rows))
-        rows += sorted(tx.execute(found).mappings(), key=lambda row: (str(row[label.key] or ""), row["id"]))
+    matching, is_live = select(table.__table__).where(which), table.deleted_by.is_(None)
+    # Not in an order: the database reads the table only until there are enough matches, and once if there are few.
+    rows = list(tx.execute(matching.limit(LIMIT)).mappings())
+    if len(rows) == LIMIT:
+        rows = list(tx.execute(matching.where(is_live).limit(LIMIT)).mappings())
+        rows += tx.execute(matching.where(~is_live).limit(LIMIT - len(rows))).mappings()
+    rows.sort(key=lambda row: (row["deleted_by"] is not None, str(row[label.key] or ""), row["id"]))
     yield from _matches(tx, kind, rows)
 
 

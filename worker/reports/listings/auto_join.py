@@ -1,9 +1,14 @@
 """Lists of auto-join: joins and missing members."""
 
-from sqlalchemy import Engine, false, select
+from functools import partial
 
+from sqlalchemy import Connection, Engine, false, select
+
+from models.bulk import is_any_of
 from models.database import read_transaction
+from models.rows import all_rows
 from models.tables import Join, JoinState
+from models.types import Record
 from models.views import workspaces
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
@@ -14,21 +19,37 @@ from worker.reports.listings.paging import Page, Place, read_page
 def joins_page(engine: Engine, place: Place, *, state: str | None = None) -> Page:
     """Return a page of joins, newest first, with the person's `email`, as `with_names`. An unknown state has none."""
     key = (Join.organization_id + " " + Join.user_id).label("key")
-    query = select(Join.__table__, User.email, key).outerjoin(User, User.id == Join.user_id)
+    query = select(Join.__table__, key)
     if state is not None:
         query = query.where(Join.state == state if state in list(JoinState) else false())
     with read_transaction(engine) as tx:
         page = read_page(tx, query, place, Join.created_at, key, newest_first=True)
-        return page._replace(rows=with_names(tx, page.rows))
+        of_page = select(User.id, User.email).where(User.id.in_([row["user_id"] for row in page.rows]))
+        emails = dict(tx.execute(of_page).all())
+        rows = [row | {"email": emails.get(row["user_id"])} for row in page.rows]
+        return page._replace(rows=with_names(tx, rows))
 
 
 def missing_members_page(engine: Engine, place: Place) -> Page:
     """Return a page of `auto_join_policy.missing_members`, sorted by domain, as `with_names`. It has no total."""
-    query = auto_join_policy.eligible_members()
-    found = query.selected_columns
+    query = auto_join_policy.outside_members()
+    person = query.selected_columns
     with read_transaction(engine) as tx:
-        page = read_page(tx, query, place, found.domain, found.user_id, counted=False)
+        only = partial(_eligible, tx)
+        page = read_page(tx, query, place, person.domain, person.user_id, counted=False, only=only)
         return page._replace(rows=with_names(tx, page.rows))
+
+
+def _eligible(tx: Connection, outside: list[Record]) -> list[Record]:
+    """Return those of some `auto_join_policy.outside_members` who should have joined."""
+    query = auto_join_policy.eligible_members()
+    of_people = is_any_of(tx, query.selected_columns.user_id, {row["user_id"] for row in outside})
+    found = {_person(row): row for row in all_rows(tx, query.where(of_people))}
+    return [found[person] for person in map(_person, outside) if person in found]
+
+
+def _person(row: Record) -> tuple[str, str]:
+    return row["organization_id"], row["user_id"]
 
 
 def without_admin_page(engine: Engine, place: Place) -> Page:

@@ -23,7 +23,7 @@ from models.addresses import normalize_domain
 from models.database import read_transaction
 from models.rows import all_rows, one_row, read_rows
 from models.tables import Change, FailedEffect
-from models.types import Record
+from models.types import Record, inline_literal
 from models.views import (
     auto_join_domains,
     json_items,
@@ -185,7 +185,7 @@ def people_page(engine: Engine, place: Place, *, search: str | None = None, dele
     if search is not None:
         query = query.where(or_(is_person(search), User.id == search))
     with read_transaction(engine) as tx:
-        page = read_page(tx, query, place, func.coalesce(User.email, ""), User.id)
+        page = read_page(tx, query, place, func.coalesce(User.email, inline_literal("")), User.id)
         view = workspace_members.c
         of_person = (view.user_id, view.organization_id, view.workspace_name, view.role)
         workspaces_of_people = select(*of_person).where(view.user_id.in_([row["id"] for row in page.rows]))
@@ -284,7 +284,7 @@ def members_page(
     if role is not None:
         query = query.where(view.role == role)
     with read_transaction(engine) as tx:
-        return read_page(tx, query, place, func.coalesce(view.email, ""), view.user_id)
+        return read_page(tx, query, place, func.coalesce(view.email, inline_literal("")), view.user_id)
 
 
 def invitations_page(engine: Engine, organization_id: str, place: Place) -> Page:

@@ -1,6 +1,6 @@
 """Pages of a sorted list, in both directions, with a total that is counted only as far as it is cheap."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, SQLColumnExpression, func, literal, or_, select
@@ -12,6 +12,8 @@ MAX_COUNT = 10_000
 """A longer list is not counted to its end."""
 
 Key = str | int
+Only = Callable[[list[Record]], list[Record]]
+"""Returns those of some rows that a list contains, in the same order; it may add columns."""
 
 
 class Place(NamedTuple):
@@ -58,17 +60,20 @@ def read_page(
     *,
     newest_first: bool = False,
     counted: bool = True,
+    only: Only | None = None,
 ) -> Page:
     """Return a page of a query, sorted by `value` and then by `id`, which the rows have as `id.key`.
 
     `value` must not be NULL, and a query that selects `value` by `id` must find it. The page is empty if the database
     no longer has the row that `place` names. Without `counted`, it has no total.
+
+    `only` is a condition that takes long: it is called for the rows of the query until the page is full.
     """
     cursor = place.before if place.before is not None else place.after
     descending = (newest_first != place.reverse) != (place.before is not None)
     part = query if cursor is None else query.where(*beyond(value, id, cursor, descending=descending))
     order = (value.desc(), id.desc()) if descending else (value, id)
-    found = all_rows(tx, part.order_by(*order).limit(place.limit + 1))
+    found = _first(tx, part.order_by(*order), place.limit + 1, only)
     rows, more = found[: place.limit], len(found) > place.limit
     more_before, more_after = cursor is not None, more
     if place.before is not None:
@@ -80,6 +85,20 @@ def read_page(
     if counted:
         total = len(rows) if cursor is None and not more else count(tx, query)
     return Page(rows, ends[0] if more_before else None, ends[1] if more_after else None, total)
+
+
+def _first(tx: Connection, query: Select[*tuple[Any, ...]], number: int, only: Only | None) -> list[Record]:
+    """Return the first rows of a sorted query; with `only`, the first of those that it keeps."""
+    if only is None:
+        return all_rows(tx, query.limit(number))
+    kept, offset, size = list[Record](), 0, 2 * number
+    while len(kept) < number:
+        rows = all_rows(tx, query.limit(size).offset(offset))
+        kept += only(rows)
+        if len(rows) < size:
+            break
+        offset, size = offset + size, min(4 * size, MAX_COUNT)  # more each time, for the query begins again
+    return kept[:number]
 
 
 def beyond(
