@@ -11,9 +11,10 @@ from sqlalchemy import Engine, select
 from models.database import session
 from models.views import member_permissions, seats, workspace_members, workspaces
 from tests.benchmarks.access import calls_of, fill, past_calls, plan, plans
-from tests.benchmarks.history import fill_inbox
+from tests.benchmarks.history import fill_inbox, settle
 from worker.inbox.selection import Selection
-from worker.reports.listings import Place, events_page, failures
+from worker.repair.catch_up import count_missed_webhooks
+from worker.reports.listings import Place, events_page, failures, members_page, missing_members_page, people_page
 
 MEMBERS = 20_000
 MATERIALIZED = {"membership", "newer"}
@@ -79,6 +80,27 @@ def test_permissions_of_one_member_are_found_without_a_table_scan(filled: Engine
     )
     with session(filled) as opened:
         assert opened.execute(one).scalars().all() == ["permission_0"]
+
+
+@pytest.mark.long
+def test_lists_of_people_are_read_in_their_order_by_index(filled: Engine) -> None:
+    later = Place(after="user_500")
+    pages = [partial(people_page, filled, place) for place in (Place(), later)]
+    if filled.dialect.name == "postgresql":  # SQLite sorts the members
+        pages += [partial(members_page, filled, "org_0", place) for place in (Place(), later)]
+    for page in pages:
+        found = plans(filled, page)
+        assert any("ix_users_by_address" in line for lines in found for line in lines), (page, found)
+    missing = partial(missing_members_page, filled, Place(after="user_500"))
+    for lines in plans(filled, missing):
+        assert "users" not in scanned(lines) or any("ix_users_email_domain_id" in line for line in lines), lines
+
+
+def test_late_webhooks_are_counted_by_an_index_alone(engine: Engine) -> None:
+    fill_inbox(engine, 2_000, 200)
+    settle(engine)
+    found = [line for lines in plans(engine, partial(count_missed_webhooks, engine, 600.0)) for line in lines]
+    assert any(re.search(r"(Only Scan using|COVERING INDEX) ix_events_late_times", line) for line in found), found
 
 
 @pytest.mark.long

@@ -35,7 +35,9 @@ def affected_workspaces(
     workspace: Label[Any] = organization_id.label("organization_id")
     columns = (*keys, workspace, number.label("number"), place.label("place"))
     counted = failures.with_only_columns(*columns, maintain_column_froms=True)
-    found = counted.where(organization_id.is_not(None)).group_by(*group, organization_id).subquery().c
+    # Not IS NOT NULL, for which SQLite would read all events by the index on the workspace.
+    has_workspace = func.coalesce(organization_id, "") != ""
+    found = counted.where(has_workspace).group_by(*group, organization_id).subquery().c
     groups = [found[key.name] for key in keys]
     most = [
         func.max(column).filter(found.place == n)

@@ -6,10 +6,9 @@ from sqlalchemy import Connection, Engine, false, select
 
 from models.bulk import is_any_of
 from models.database import read_transaction
-from models.rows import all_rows
 from models.tables import Join, JoinState
 from models.types import Record
-from models.views import workspaces
+from models.views import auto_join_blocks, auto_join_domains, workspaces
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
 from worker.reports.listings.names import with_names
@@ -42,14 +41,18 @@ def missing_members_page(engine: Engine, place: Place) -> Page:
 
 def _eligible(tx: Connection, outside: list[Record]) -> list[Record]:
     """Return those of some `auto_join_policy.outside_members` who should have joined."""
-    query = auto_join_policy.eligible_members()
-    of_people = is_any_of(tx, query.selected_columns.user_id, {row["user_id"] for row in outside})
-    found = {_person(row): row for row in all_rows(tx, query.where(of_people))}
-    return [found[person] for person in map(_person, outside) if person in found]
-
-
-def _person(row: Record) -> tuple[str, str]:
-    return row["organization_id"], row["user_id"]
+    joins, block = auto_join_domains.c, auto_join_blocks.c
+    of_domains = is_any_of(tx, joins.domain, {row["domain"] for row in outside})
+    found = tx.execute(select(joins.organization_id, joins.domain, joins.default_role).where(of_domains))
+    roles = {(organization_id, domain): role for organization_id, domain, role in found}
+    joining = [row for row in outside if (row["organization_id"], row["domain"]) in roles]
+    of_people = is_any_of(tx, block.user_id, {row["user_id"] for row in joining})
+    kept_out = set(map(tuple, tx.execute(select(block.organization_id, block.user_id).where(of_people))))
+    return [
+        row | {"default_role": roles[row["organization_id"], row["domain"]]}
+        for row in joining
+        if (row["organization_id"], row["user_id"]) not in kept_out
+    ]
 
 
 def without_admin_page(engine: Engine, place: Place) -> Page:
