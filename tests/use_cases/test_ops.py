@@ -19,6 +19,7 @@ from models.tables import (
     Audit,
     Drift,
     Event,
+    FailedEffect,
     Hook,
     HookDelivery,
     InvitedAddress,
@@ -742,6 +743,17 @@ def test_workspace_page_is_small_with_many_members(ann: FlaskClient, engine: Eng
     answer = ann.get("/ops/workspaces/org_0")
     assert "1,000 members" in answer.text and len(answer.data) < 100_000
     assert "user500@d50.example" in ann.get("/ops/workspaces/org_0?search=user500@").text
+
+
+def test_events_that_make_a_workspace_uncertain_are_on_its_page_of_explain(
+    ann: FlaskClient, engine: Engine, story: JSON
+) -> None:
+    effects = [{"organization_id": ORG, "user_id": "", "event_id": f"event_{n}"} for n in range(25)]
+    in_transaction(engine, lambda tx: tx.execute(insert(FailedEffect), effects))
+    page = ann.get(f"/ops/workspaces/{ORG}").get_data(as_text=True)
+    assert re.search(r"because 2\d events failed", page) and page.count("<tr>") <= 21
+    [link] = re.findall(r'<a href="([^"]+)">Which events', page)
+    assert "event_24" in ann.get(unescape(link)).get_data(as_text=True)
 
 
 def test_deleted_workspaces_and_people_are_separate(ann: FlaskClient, engine: Engine, story: JSON) -> None:
