@@ -91,9 +91,10 @@ def _first(tx: Connection, query: Select[*tuple[Any, ...]], number: int, only: O
     """Return the first rows of a sorted query; with `only`, the first of those that it keeps."""
     if only is None:
         return all_rows(tx, query.limit(number))
+    total_order = query.order_by(*query.selected_columns)  # otherwise an offset could skip a row
     kept, offset, size = list[Record](), 0, 2 * number
     while len(kept) < number:
-        rows = all_rows(tx, query.limit(size).offset(offset))
+        rows = all_rows(tx, total_order.limit(size).offset(offset))
         kept += only(rows)
         if len(rows) < size:
             break
