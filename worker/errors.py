@@ -134,6 +134,10 @@ class HookError(WorkosSyncError):
     """A hook did not accept a change."""
 
 
+class NotifyError(WorkosSyncError):
+    """A target of `NOTIFY` did not accept a message. The text contains nothing that the target answered."""
+
+
 class InvalidSignatureError(WorkosSyncError):
     """A delivery has no valid signature. `reason` is one of a few words, so that it can label a metric."""
 

@@ -33,6 +33,7 @@ from models.tables.mirror import (
     PublicDomain,
     UserAddress,
 )
+from models.tables.notify import Notice, NotifyTarget
 from models.tables.runs import (
     Drift,
     DriftAction,

@@ -28,6 +28,7 @@ from tests.support.conditions import (
     gaps,
     hook_failed,
     joined,
+    notify_failed,
     on,
     queued,
     resync_failed,
@@ -57,7 +58,7 @@ def services(
     build_test_services: Callable[..., Services], make_database: Callable[[str], str], redis_url: str
 ) -> Iterator[Services]:
     """A healthy system: filled, resynced, with a worker on each lane and a clock."""
-    given = {"workos_api_key": "sk_test", "workos_client_id": "client_test"}
+    given = {"workos_api_key": "sk_test", "workos_client_id": "client_test", "notify": "json://127.0.0.1:1"}
     services = build_test_services(database_url=make_database("sqlite"), **given)
     engine = services.engine
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
@@ -166,6 +167,7 @@ FAULTS: dict[str, Fault] = {
     "JoinFailed": joined("failed"),
     "UnreadObjects": unread,
     "Backfilling": backfilling,
+    "NotifyFailed": notify_failed,
 }
 TESTED_APART = {"Down", "DatabaseDown", "RedisAway", "RedisReplica", "HookUnsupported"}
 

@@ -8,7 +8,20 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
-from models.tables import Drift, Event, Hook, HookDelivery, Join, MirrorState, Read, Revocation, Run, Tail, Tick
+from models.tables import (
+    Drift,
+    Event,
+    Hook,
+    HookDelivery,
+    Join,
+    MirrorState,
+    NotifyTarget,
+    Read,
+    Revocation,
+    Run,
+    Tail,
+    Tick,
+)
 from models.types import db_now_plus
 from tests.support import accept, apply_all, made
 from worker.bootstrap import Services
@@ -120,6 +133,7 @@ sessions_not_revoked = on(
         error="/user_management/sessions: ServerError 500",
     )
 )
+notify_failed = on(lambda: insert(NotifyTarget).values(name="json", attempts=3, error="answered 404"))
 bound_missed = on(lambda: update(Tail).values(complete_at=db_now_plus(-120)))
 tail_slowed = on(lambda: update(Tail).values(interval_seconds=20.0))
 role_map_withheld = on(

@@ -1,11 +1,13 @@
 """docs/operations.md and docs/deploy/alerts.yml say the same as the table of conditions."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
+from string import Formatter
 
 import pytest
 
-from worker.reports.conditions import CONDITIONS, Condition, Severity
+from worker.reports.conditions import CONDITIONS, PUBLIC_VALUES, Condition, Severity
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = {
@@ -14,6 +16,7 @@ RULES = {
 }
 ALARMS = (DOCS / "operations.md").read_text().split("## Alarms\n")[1].split("\n## ")[0]
 ENTRIES = {entry.splitlines()[0]: entry for entry in ALARMS.split("\n### ")[1:]}
+UNITS = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1)}
 URGENCY = {Severity.WARNING: "ticket", Severity.PROBLEM: "page"}
 """The label `severity` of an alert rule."""
 ONLY_PROMETHEUS = {
@@ -25,6 +28,17 @@ ONLY_PROMETHEUS = {
 EXPECTED = {
     condition.alert(severity): (condition, severity) for condition in CONDITIONS for severity in condition.severities
 }
+
+
+def fields(*templates: str) -> set[str]:
+    """The names of the values in some texts."""
+    return {name for template in templates for _, name, _, _ in Formatter().parse(template) if name}
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
+def test_notifications_contain_only_values_that_may_leave_the_installation(condition: Condition) -> None:
+    assert fields(condition.notice or condition.sentence) <= PUBLIC_VALUES
+    assert fields(condition.remedy) <= PUBLIC_VALUES | {"remedy"}  # a constant of ours, or the id of a run
 
 
 def test_conditions_have_different_names() -> None:
@@ -42,6 +56,8 @@ def test_an_alert_says_what_its_condition_says(alert: str) -> None:
     assert rule["expr"] == f'max(workos_sync_problem{{name="{condition.name}",severity="{severity}"}}) == 1'
     assert rule["labels"] == f"{{severity: {URGENCY[severity]}}}"
     assert (rule["summary"], rule["runbook"]) == (condition.measured, condition.runbook)
+    number, unit = re.fullmatch(r"(\d+)([smh])", rule["for"]).groups()  # type: ignore[union-attr]
+    assert condition.delay(severity) == int(number) * UNITS[unit]
     assert rule["remedy"]
 
 

@@ -218,6 +218,10 @@ VALID = {
     "hooks": "crm=https://crm.example/hook",
     "hook_secrets": "crm:whsec_" + "c2VjcmV0" * 4,
     "log_format": "json",
+    "notify": "slack://a/b/c",
+    "notify_secret": "whsec_" + "c2VjcmV0" * 4,
+    "notify_remind_seconds": "7.5",
+    "public_url": "https://sync.example.com",
 }
 """A valid value of each setting that is not its default."""
 TOGETHER = {
@@ -298,6 +302,8 @@ def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.Monkey
     for kind, value in WRONG.items():
         if (name in MAY_BE_WORDS and value in WORDS) or (name in MAY_BE_TEXT and kind not in NEVER):
             continue
+        if name == "notify" and kind == "wrong scheme":
+            continue  # only Apprise knows the schemes of services
         monkeypatch.setenv(name.upper(), value)
         reading = read_settings()
         (problem,) = reading.problems
@@ -326,6 +332,13 @@ def test_every_number_has_bounds(name: str) -> None:
         ("OPS_TOKENS", f"bob:{LONG},ann:b", "too short"),
         ("API_TOKENS", "c", "too short"),
         ("API_TOKENS", f"a b {LONG}", "has a space"),
+        ("NOTIFY", "slack", "is not a URL in ASCII, the one at place 1; write slack://"),
+        ("NOTIFY", f"slack://{LONG}, {LONG}", "is not a URL in ASCII, the one at place 1"),
+        ("NOTIFY", f"slack://{LONG},mailto://a b", "the one at place 2"),
+        ("NOTIFY", f"slack://{LONG},https://:7/{LONG}", "has an invalid https URL, the one at place 2"),
+        ("NOTIFY", f"slack://{LONG},slack://{LONG}", "has the same URL twice"),
+        ("NOTIFY_SECRET", LONG, "is not a secret of Standard Webhooks; write whsec_"),
+        ("PUBLIC_URL", "https://host/?x=1", "has a query"),
         ("HOOKS", "..=https://host/x", "has a name"),
         ("HOOKS", "crm=http://", "has no URL for crm"),
         ("HOOKS", "crm=https://host:99999/x", "has no URL for crm"),
@@ -349,15 +362,32 @@ def test_further_invalid_values(monkeypatch: pytest.MonkeyPatch, name: str, valu
         ("WORKOS_BASE_URL", "http://far.example"),
         ("HOOKS", "crm=http://10.0.0.7/h"),
         ("HOOKS", "crm=HTTP://far.example/h"),
+        ("NOTIFY", "slack://a/b/c,http://far.example/h"),
     ],
 )
 def test_plain_http_to_another_host_needs_a_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv("HOOK_SECRETS", VALID["hook_secrets"] if name == "HOOKS" else "")
+    monkeypatch.setenv("NOTIFY_SECRET", VALID["notify_secret"])
     found = problems(monkeypatch, **{name: value})
     assert named(found) == {name, "ALLOW_PLAIN_HTTP"}
     monkeypatch.setenv("ALLOW_PLAIN_HTTP", "true")
     reading = read_settings()
     assert reading.problems == [] and [warning.setting for warning in reading.warnings] == [name]
+
+
+def test_targets_of_notifications_have_names_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = ["mailto://ann:hunter2@mail.example?to=a@x.example,b@x.example", "slack://hunter2/b/c"]
+    urls += ["slack://hunter2/b/d", "https://ann:hunter2@ops.example:8443/hunter2"]
+    monkeypatch.setenv("NOTIFY", ", ".join(urls))
+    found = problems(monkeypatch)
+    assert (
+        found.startswith("NOTIFY_SECRET is not set, and messages to ops.example:8443 need") and "hunter2" not in found
+    )
+    monkeypatch.setenv("NOTIFY_SECRET", VALID["notify_secret"])
+    settings = load_settings()
+    assert settings.notify_targets == dict(zip(["mailto", "slack", "slack 2", "ops.example:8443"], urls, strict=True))
+    shown = {row["setting"]: row["value"] for row in read_settings().rows()}
+    assert shown["NOTIFY"] == ["mailto://…", "slack://…", "slack://…", "https://ops.example:8443/…"]
 
 
 def test_names_that_may_refresh_must_be_those_of_api_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

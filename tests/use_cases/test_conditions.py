@@ -29,6 +29,7 @@ from tests.support.conditions import (
     gaps,
     hook_failed,
     joined,
+    notify_failed,
     queued,
     resync_failed,
     resync_late,
@@ -69,6 +70,7 @@ def _surroundings(
         WORKOS_API_KEY="sk_test_0123456789abcdefghij",
         WORKOS_CLIENT_ID="client_test",
         WORKOS_BASE_URL="http://127.0.0.1:1",
+        NOTIFY="json://127.0.0.1:1",
     )
 
 
@@ -153,7 +155,7 @@ withheld = drifted(1, "extra", "withheld")
 
 WITHOUT_TILE = {
     *("backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "sessions_not_revoked"),
-    *("role_map_withheld", "certificate_expires"),
+    *("role_map_withheld", "certificate_expires", "notify_failed"),
     "unread_objects",
 }
 """Conditions that no tile of the overview is about."""
@@ -181,6 +183,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "bound_missed": ("problem", bound_missed),
     "tail_slowed": ("warning", tail_slowed),
     "sessions_not_revoked": ("problem", sessions_not_revoked),
+    "notify_failed": ("warning", notify_failed),
 }
 
 

@@ -7,6 +7,7 @@ docs/operations.md read it or are compared with it by a test, so that they never
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
@@ -30,9 +31,18 @@ DRIFT_SECONDS = 3600.0
 HOOK_BEHIND = 1000
 REVOCATION_SECONDS = 300
 """Sessions are revoked within seconds. A deleted workspace of many members takes longer, because of the rate limit."""
+MIN_FAILED_SENDS = 3
+"""Attempts to notify a target, one after the other, that failed before it is reported."""
 REASONS = {"mismatch": "wrong", "missing": "without one"}
 """The words for each reason of refused signatures."""
 RUNBOOK = "docs/operations.md"
+PUBLIC_VALUES = frozenset(
+    (
+        *("age", "behind", "by_reason", "deliveries", "digest", "hook", "interval", "jobs", "lane", "lanes", "members"),
+        *("number", "promotions", "run", "since", "target", "them", "tried", "verb", "waited", "wanted", "what"),
+    )
+)
+"""Measured values that may leave the installation: counts, durations, ids of runs, and names of hooks and lanes."""
 CLOCK = "clock"
 """The process, among the lanes in `needs`."""
 
@@ -74,7 +84,13 @@ class Condition:
         measured: what is measured, and the threshold.
         measure: yields once for each occurrence.
         sentence: what is wrong, with the measured values.
+        notice: the sentence for notifications, which leave the installation, if `sentence` contains an error message,
+            an address of a server, or anything about a person. It may use only the values in `PUBLIC_VALUES`.
+        subject: the name of a value that distinguishes occurrences for notifications, such as `hook`; empty if a
+            second occurrence is no news.
         remedy: what to do about it.
+        after: how long it must hold before an alert is raised and a notification is sent.
+        milder_after: the same for the milder severity.
         section: heading of its entry in the runbook.
         page: path of the page that shows more, with the measured values.
         page_remedy: what to do there, in the pages' words; empty if the remedy has no command that the page replaces.
@@ -87,7 +103,11 @@ class Condition:
     measured: str
     measure: Callable[[Health], Iterable[Occurrence]]
     sentence: str
+    notice: str = ""
+    subject: str = ""
     remedy: str
+    after: timedelta
+    milder_after: timedelta = timedelta(minutes=10)
     section: str
     page: str = "/ops/"
     page_remedy: str = ""
@@ -105,6 +125,10 @@ class Condition:
         """The address of its entry in the runbook."""
         anchor = re.sub(r"[^\w\- ]", "", self.section.lower()).replace(" ", "-")
         return f"{RUNBOOK}#{anchor}"
+
+    def delay(self, severity: Severity) -> timedelta:
+        """Return how long it must hold with a severity before anybody is notified."""
+        return self.after if severity is self.severity else self.milder_after
 
     def alert(self, severity: Severity) -> str:
         """Return the name of its alert rule for one of its severities, such as `WorkosSyncNoWorker`."""
@@ -132,28 +156,51 @@ class ActiveCondition(NamedTuple):
         return f"{self.sentence}: {self.remedy}"
 
 
-def active_conditions(health: Health) -> list[ActiveCondition]:
-    """Return all conditions that hold, the worst first."""
-    found = [_hold(condition, each, health) for condition in CONDITIONS for each in condition.measure(health)]
+class Measured(NamedTuple):
+    """An occurrence of a condition, with its severity and the name of the condition that explains it, if one does."""
+
+    condition: Condition
+    values: Mapping[str, object]
+    severity: Severity
+    because_of: str | None
+
+    @property
+    def page(self) -> str:
+        """The path of the page that shows more."""
+        escaped = {name: quote(str(value), safe="") for name, value in self.values.items()}
+        return self.condition.page.format_map(escaped)
+
+
+def measured(health: Health) -> list[Measured]:
+    """Return all occurrences of conditions, the worst first."""
+    found = [
+        Measured(condition, each.values, each.severity or condition.severity, _explanation(condition, each, health))
+        for condition in CONDITIONS
+        for each in condition.measure(health)
+    ]
     return sorted(found, key=lambda each: -ORDER.index(each.severity))
 
 
-def _hold(condition: Condition, found: Occurrence, health: Health) -> ActiveCondition:
-    severity = found.severity or condition.severity
-    return ActiveCondition(
-        name=condition.name,
-        severity=severity,
-        sentence=condition.sentence.format_map(found.values),
-        remedy=condition.remedy.format_map(found.values),
-        runbook=condition.runbook,
-        page=condition.page.format_map({name: quote(str(value), safe="") for name, value in found.values.items()}),
-        doubts_mirror=condition.concerns_mirror and severity is Severity.PROBLEM,
-        because_of=_explanation({*condition.needs, *filter(None, [found.values.get("lane")])}, health),
-    )
+def active_conditions(health: Health) -> list[ActiveCondition]:
+    """Return all conditions that hold, the worst first."""
+    return [
+        ActiveCondition(
+            name=each.condition.name,
+            severity=each.severity,
+            sentence=each.condition.sentence.format_map(each.values),
+            remedy=each.condition.remedy.format_map(each.values),
+            runbook=each.condition.runbook,
+            page=each.page,
+            doubts_mirror=each.condition.concerns_mirror and each.severity is Severity.PROBLEM,
+            because_of=each.because_of,
+        )
+        for each in measured(health)
+    ]
 
 
-def _explanation(needs: set[object], health: Health) -> str | None:
-    """Return the name of the condition that holds because something of `needs` does not run; None without one."""
+def _explanation(condition: Condition, found: Occurrence, health: Health) -> str | None:
+    """Return the name of the condition that holds because something that this one needs does not run, if one does."""
+    needs: set[object] = {*condition.needs, *filter(None, [found.values.get("lane")])}
     if needs and health.redis is not None:
         return "redis_replica" if health.redis.is_replica else "redis_away"
     if needs & set(_idle_lanes(health)):
@@ -322,6 +369,15 @@ def _certificates(health: Health) -> Iterator[Occurrence]:
             yield Occurrence({**first._asdict(), "number": number, "what": what, "at": at}, severity)
 
 
+def _notify_failed(health: Health) -> list[Occurrence]:
+    """Measure the targets that fail again and again; a single failure is repeated within seconds."""
+    return [
+        Occurrence({"target": each.name, "error": each.error, "number": _number(each.attempts, "time")})
+        for each in health.notify_failures
+        if each.attempts >= MIN_FAILED_SENDS
+    ]
+
+
 def _role_map_withheld(health: Health) -> list[Occurrence]:
     if (withheld := health.withheld_role_map) is None:
         return []
@@ -334,7 +390,9 @@ CONDITIONS = (
         measured="Redis refuses or does not answer a write.",
         measure=partial(_redis, is_replica=False),
         sentence="Redis {saw}",
+        notice="Redis cannot be used",
         remedy="{remedy}",
+        after=timedelta(minutes=2),
         section="Redis does not answer",
         page="/ops/#workers",
     ),
@@ -343,7 +401,9 @@ CONDITIONS = (
         measured="Redis answers a write as a server that is not the primary.",
         measure=partial(_redis, is_replica=True),
         sentence="Redis {saw}",
+        notice="Redis is not the primary",
         remedy="{remedy}",
+        after=timedelta(minutes=2),
         section="Redis is a replica",
         page="/ops/#workers",
     ),
@@ -353,6 +413,7 @@ CONDITIONS = (
         measure=_no_worker,
         sentence="no worker is running{lanes}",
         remedy="start workos-sync worker",
+        after=timedelta(minutes=2),
         section="No worker is running",
         page="/ops/#workers",
     ),
@@ -361,7 +422,9 @@ CONDITIONS = (
         measured="Jobs are queued in a lane without a worker.",
         measure=_queued_without_worker,
         sentence="{jobs} {verb} in the lane {lane}, which has no worker",
+        subject="lane",
         remedy="give web, clock and worker the same settings, and start workos-sync worker",
+        after=timedelta(minutes=2),
         section="No worker is running",
         page="/ops/#workers",
     ),
@@ -371,6 +434,7 @@ CONDITIONS = (
         measure=_no_clock,
         sentence="{since}",
         remedy="start workos-sync clock, or up, which runs it too",
+        after=timedelta(minutes=2),
         section="No clock is running",
         page="/ops/#workers",
     ),
@@ -380,6 +444,7 @@ CONDITIONS = (
         measure=lambda health: _count(health.failed, "event"),
         sentence="{number} failed",
         remedy="run workos-sync events failures",
+        after=timedelta(minutes=5),
         section="Events failed",
         page="/ops/failures",
         page_remedy="review the failures, then replay or dismiss them",
@@ -392,6 +457,7 @@ CONDITIONS = (
         ),
         sentence="the oldest pending event has waited for {waited}",
         remedy="check worker and clock",
+        after=timedelta(minutes=2),
         section="Events wait too long",
         needs=(DRAIN, CLOCK),
         page="/ops/events?status=pending",
@@ -401,7 +467,9 @@ CONDITIONS = (
         measured="The first resync and catch-up have not finished.",
         measure=_backfilling,
         sentence="{saw}",
+        notice="the mirror is not filled yet",
         remedy="{remedy}",
+        after=timedelta(hours=6),
         section="The mirror is not filled yet",
         needs=(REPAIR, DRAIN, CLOCK),
         page="/ops/runs",
@@ -412,7 +480,9 @@ CONDITIONS = (
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
         sentence="{saw}{why}",
+        notice="the mirror is too old for the smallest staleness bound, or all of it is uncertain",
         remedy="{remedy}",
+        after=timedelta(minutes=1),
         section="The mirror is too old for the smallest bound",
         needs=(REPAIR,),
         page="/ops/#workers",
@@ -428,6 +498,7 @@ CONDITIONS = (
         ),
         sentence="the newest events are read every {interval} instead of {wanted}",
         remedy="raise WORKOS_RATE_SHARE, of which a tenth is used for it, or raise TAIL_SECONDS",
+        after=timedelta(minutes=10),
         section="The mirror is too old for the smallest bound",
         page="/ops/#workers",
     ),
@@ -437,6 +508,7 @@ CONDITIONS = (
         measure=lambda health: _when(health.silent_seconds is not None, waited=duration(health.silent_seconds or 0.0)),
         sentence="no webhook for {waited}, although the events API has newer events",
         remedy="run workos-sync doctor; is the endpoint reachable?",
+        after=timedelta(minutes=5),
         section="Webhooks stopped",
         page="/ops/events",
     ),
@@ -449,6 +521,7 @@ CONDITIONS = (
             "set WORKOS_WEBHOOK_SECRETS to the endpoint's secret and restart web; "
             "if it is right, somebody else sends them"
         ),
+        after=timedelta(seconds=30),
         section="Signatures are refused",
         page="/ops/#chart",
         milder=True,
@@ -459,6 +532,7 @@ CONDITIONS = (
         measure=lambda health: _refused(health, "time"),
         sentence="{number} refused for the time of the signature since the last valid one",
         remedy="check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
+        after=timedelta(seconds=30),
         section="Deliveries are refused because of their time",
         page="/ops/#chart",
         milder=True,
@@ -469,6 +543,7 @@ CONDITIONS = (
         measure=lambda health: _refused(health, "address"),
         sentence="since the last valid delivery, {number} refused for the sender's address",
         remedy="compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
+        after=timedelta(seconds=30),
         section="Deliveries are refused because of their address",
         page="/ops/#chart",
         milder=True,
@@ -479,6 +554,7 @@ CONDITIONS = (
         measure=lambda health: _refused(health, "path"),
         sentence="since the last valid delivery, {number} sent to a path that does not exist",
         remedy="compare the endpoint's URL in WorkOS with WEBHOOK_PATH_TOKEN; workos-sync doctor shows the path",
+        after=timedelta(seconds=30),
         section="Deliveries go to a wrong path",
         page="/ops/#chart",
         milder=True,
@@ -489,6 +565,7 @@ CONDITIONS = (
         measure=_withheld_deletions,
         sentence="resync {run} withholds {number}",
         remedy="review them, then run workos-sync resync --approve {run} --reason TEXT",
+        after=timedelta(minutes=1),
         section="Deletions are withheld",
         page="/ops/runs/{run}",
         page_remedy="review and approve them",
@@ -499,6 +576,7 @@ CONDITIONS = (
         measure=_resync_late,
         sentence="the last successful full resync finished {age} ago",
         remedy="check clock and worker; see workos-sync runs list",
+        after=timedelta(minutes=10),
         section="A resync is late",
         needs=(REPAIR, CLOCK),
         page="/ops/runs",
@@ -510,7 +588,9 @@ CONDITIONS = (
         measured="The last full resync failed.",
         measure=_resync_failed,
         sentence="resync {run} failed: {error}",
+        notice="resync {run} failed",
         remedy="run workos-sync resync",
+        after=timedelta(minutes=10),
         section="A resync failed",
         page="/ops/runs/{run}",
         page_remedy="see why, then start another resync",
@@ -524,7 +604,9 @@ CONDITIONS = (
             if hook.failed
         ],
         sentence="{deliveries} to the hook {hook} failed",
+        subject="hook",
         remedy="run workos-sync hooks failed {hook}",
+        after=timedelta(minutes=5),
         section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
         page_remedy="retry or dismiss them",
@@ -537,7 +619,10 @@ CONDITIONS = (
             Occurrence({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed
         ],
         sentence="the hook {hook} missed changes: {why}",
+        notice="the hook {hook} missed changes",
+        subject="hook",
         remedy="have your product read the current state",
+        after=timedelta(minutes=5),
         section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
         concerns_mirror=False,
@@ -547,7 +632,9 @@ CONDITIONS = (
         measured="HOOKS names a Python function, which is not called.",
         measure=lambda health: [Occurrence({"hook": name}) for name in health.python_hooks],
         sentence="the hook {hook} is a Python function and is not called",
+        subject="hook",
         remedy="give it an https:// URL",
+        after=timedelta(minutes=5),
         section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
         concerns_mirror=False,
@@ -558,7 +645,9 @@ CONDITIONS = (
         measured=f"A change has waited for a hook for more than {OVERDUE_SECONDS} s, or more than {HOOK_BEHIND} wait.",
         measure=_hook_lagging,
         sentence="the hook {hook} is {behind} behind; the oldest has waited for {waited}{tried}",
+        subject="hook",
         remedy="run workos-sync hooks list; does the receiver answer?",
+        after=timedelta(minutes=10),
         section="A hook is behind",
         needs=(HOOKS,),
         page="/ops/hooks",
@@ -571,6 +660,7 @@ CONDITIONS = (
         measure=partial(_joins, state=JoinState.UNDONE),
         sentence="{number} undone because an inactive membership had been reactivated",
         remedy="run workos-sync auto-join joins --state undone",
+        after=timedelta(minutes=1),
         section="A join failed or was undone",
         page="/ops/auto-join?show=joins&state=undone",
         page_remedy="see the joins",
@@ -582,6 +672,7 @@ CONDITIONS = (
         measure=partial(_joins, state=JoinState.FAILED),
         sentence="{number} not carried out: WorkOS refused, or ROLE_MAP has no WorkOS role",
         remedy="run workos-sync auto-join joins --state failed",
+        after=timedelta(minutes=1),
         section="A join failed or was undone",
         page="/ops/auto-join?show=joins&state=failed",
         page_remedy="see the joins",
@@ -596,7 +687,9 @@ CONDITIONS = (
             why=f" ({health.revocation_error})" if health.revocation_error else "",
         ),
         sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
+        notice="sessions of {number} without access may not have ended; the oldest has waited for {waited}",
         remedy="start workos-sync worker, or see whether WorkOS answers it; workos-sync explain shows each person",
+        after=timedelta(minutes=1),
         section="Sessions are not revoked",
         needs=(SESSIONS,),
         page="/ops/#workers",
@@ -610,7 +703,9 @@ CONDITIONS = (
             health.unread, "object", example=health.first_unread, id=(health.first_unread or "").rpartition(" ")[2]
         ),
         sentence="{number} cannot be read from WorkOS, such as {example}",
+        notice="{number} cannot be read from WorkOS",
         remedy="run workos-sync explain ID",
+        after=timedelta(minutes=30),
         section="Objects cannot be read",
         page="/ops/explain?name={id}",
         page_remedy="see what is known about it",
@@ -624,6 +719,7 @@ CONDITIONS = (
         ),
         sentence="{number} verified for several workspaces, so nobody joins by {them}",
         remedy="run workos-sync auto-join domains --off",
+        after=timedelta(hours=1),
         section="Two workspaces hold one domain",
         page="/ops/auto-join?show=domains",
         page_remedy="see the domains",
@@ -634,7 +730,9 @@ CONDITIONS = (
         measured="Memberships have a role that is not in ROLE_MAP.",
         measure=_unmapped_roles,
         sentence="{number} a role that is not in ROLE_MAP and counts as member: {slugs}",
+        notice="{number} a role that is not in ROLE_MAP and counts as member",
         remedy="add the roles to ROLE_MAP and restart the worker",
+        after=timedelta(hours=1),
         section="Roles are not mapped",
     ),
     Condition(
@@ -642,7 +740,10 @@ CONDITIONS = (
         measured=f"A SAML certificate of a connection in use has expired, or will within {EXPIRY_DAYS} days.",
         measure=_certificates,
         sentence="{number} {what}, the first at {at}: {type} of {connection_id}",
+        notice="{number} {what}",
         remedy="have the workspace renew it in its identity provider and in WorkOS, or its people cannot sign in",
+        after=timedelta(minutes=2),
+        milder_after=timedelta(hours=1),
         section="A sign-in certificate expires",
         page="/ops/explain?name={connection_id}",
         milder=True,
@@ -655,9 +756,23 @@ CONDITIONS = (
         measure=_role_map_withheld,
         sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
         remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
+        after=timedelta(minutes=1),
         section="A role map waits for approval",
         page="/ops/#role-map",
         page_remedy="review and approve it",
+    ),
+    Condition(
+        name="notify_failed",
+        severity=Severity.WARNING,
+        measured=f"A target of NOTIFY has not accepted a message {MIN_FAILED_SENDS} times in a row.",
+        measure=_notify_failed,
+        sentence="notifications to {target} failed {number}: {error}",
+        notice="notifications to {target} failed {number}",
+        subject="target",
+        remedy="run workos-sync notify test, then correct NOTIFY and restart clock and worker",
+        after=timedelta(minutes=5),
+        section="Notifications are not delivered",
+        concerns_mirror=False,
     ),
     Condition(
         name="missed_webhooks",
@@ -666,6 +781,7 @@ CONDITIONS = (
         measure=lambda health: _when(health.recent_gaps > MANY_GAPS, number=health.recent_gaps),
         sentence="{number} events of the last hour came without a webhook",
         remedy="run workos-sync doctor; does the endpoint answer in time, and is it subscribed to all event types?",
+        after=timedelta(minutes=1),
         section="Some events came only from the events API",
         page="/ops/events",
     ),
@@ -678,6 +794,7 @@ CONDITIONS = (
         measure=_drift,
         sentence="resync {run} found {number} differences, apart from new objects",
         remedy="run workos-sync runs show {run}",
+        after=timedelta(minutes=1),
         section="A resync found much drift",
         page="/ops/runs/{run}",
         page_remedy="see the differences",

@@ -43,6 +43,7 @@ from models.tables import (
     Join,
     JoinState,
     MirrorState,
+    NotifyTarget,
     Read,
     Revocation,
     RevocationState,
@@ -135,6 +136,15 @@ class ExpiringCertificate(NamedTuple):
     expired: bool
 
 
+class NotifyFailure(NamedTuple):
+    """A target of NOTIFY whose last message was not accepted."""
+
+    name: str
+    attempts: int
+    """Attempts that failed since the last message that was accepted."""
+    error: str
+
+
 @dataclass(frozen=True, slots=True)
 class Resync:
     """The last full resync that finished or failed."""
@@ -218,6 +228,7 @@ class Health:
     hooks: list[Hook]
     python_hooks: list[str]
     """Names of hooks that are no longer called."""
+    notify_failures: list[NotifyFailure]
     repairs: bool
     """Whether WORKOS_API_KEY and WORKOS_CLIENT_ID are set."""
     resync: Resync | None
@@ -309,6 +320,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             certificates=_certificates(tx),
             hooks=[_hook(tx, now, row) for row in hooks],
             python_hooks=settings.python_hooks,
+            notify_failures=_notify_failures(tx, settings),
             repairs=settings.repairs,
             resync=resync,
             resync_late_seconds=LATE_RESYNC * settings.resync_seconds,
@@ -318,6 +330,17 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             lanes=lanes,
             redis=trouble,
         )
+
+
+def _notify_failures(tx: Connection, settings: Settings) -> list[NotifyFailure]:
+    """Return the failing targets among those of the settings. Removing one from NOTIFY ends its failure."""
+    failing = select(NotifyTarget.__table__).where(
+        NotifyTarget.name.in_(settings.notify_targets), NotifyTarget.attempts > 0
+    )
+    return [
+        NotifyFailure(row.name, row.attempts, row.error or "")
+        for row in tx.execute(failing.order_by(NotifyTarget.name))
+    ]
 
 
 def _lanes(redis: Redis, names: Sequence[str]) -> tuple[list[Lane], RedisTrouble | None]:

@@ -1,6 +1,7 @@
 """Settings, read from the environment and `.env`. All are checked together, and all problems are reported at once."""
 
 from typing import Annotated, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -93,6 +94,10 @@ class Settings(BaseModel):
     hook_secrets: Annotated[dict[str, SecretStr], parsed(values.named_secrets)] = {}
     hook_seconds: Annotated[float, Field(ge=0.01, le=60)] = 10.0
     hook_attempts: Attempts = 12
+    notify: Annotated[tuple[SecretStr, ...], parsed(values.notify)] = ()
+    notify_secret: Annotated[SecretStr | None, parsed(values.hook_secret)] = None
+    notify_remind_seconds: LongInterval = 24 * 3600.0
+    public_url: Annotated[str | None, parsed(values.base_url)] = None
     replay_per_second: Annotated[float, Field(ge=0.1, le=100_000)] = 200.0
     first_backoff_seconds: Annotated[float, Field(ge=0.001, le=3_600)] = 1.0
     log_format: Literal["json", "console"] | None = None
@@ -113,6 +118,16 @@ class Settings(BaseModel):
         return {name: url for name, url in self.hooks.items() if url.startswith(("https://", "http://"))}
 
     @property
+    def notify_targets(self) -> dict[str, str]:
+        """The URLs in `NOTIFY`, which are secret, by a name that is not: the host of an https URL, or the scheme."""
+        found: dict[str, str] = {}
+        for url in (secret.get_secret_value() for secret in self.notify):
+            base = urlsplit(url).netloc.rpartition("@")[2] if values.is_web(url) else values.scheme_of(url)
+            number = sum(name.partition(" ")[0] == base for name in found) + 1
+            found[f"{base} {number}" if number > 1 else base] = url
+        return found
+
+    @property
     def plain_http(self) -> dict[str, str]:
         """The names of settings with an `http://` URL of another host, and what uses it."""
         hooks = sorted(name for name, url in self.http_hooks.items() if values.is_plain_and_remote(url))
@@ -121,7 +136,9 @@ class Settings(BaseModel):
             "OIDC_ISSUER": (self.oidc_issuer, "sign-in"),
         }
         plain = {name: use for name, (url, use) in uses.items() if values.is_plain_and_remote(url or "")}
-        return plain | ({"HOOKS": ", ".join(hooks)} if hooks else {})
+        notified = [name for name, url in self.notify_targets.items() if values.is_plain_and_remote(url)]
+        lists = {"HOOKS": ", ".join(hooks), "NOTIFY": ", ".join(notified)}
+        return plain | {name: named for name, named in lists.items() if named}
 
     @property
     def python_hooks(self) -> list[str]:
@@ -133,7 +150,7 @@ FIELDS = Settings.model_fields
 SECRETS = frozenset(
     (
         *("workos_api_key", "workos_webhook_secrets", "webhook_path_token", "ops_tokens", "api_tokens", "hook_secrets"),
-        "oidc_client_secret",
+        *("notify", "notify_secret", "oidc_client_secret"),
     )
 )
 RESTRICTIONS = {
@@ -333,6 +350,11 @@ def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
     problems = []
     if not {"hooks", "hook_secrets"} & wrong:
         problems += [_problem("HOOK_SECRETS", text) for text in _without_secret(settings)]
+    if not {"notify", "notify_secret"} & wrong:
+        signed = [name for name, url in settings.notify_targets.items() if values.is_web(url)]
+        if signed and settings.notify_secret is None:
+            text = f"is not set, and messages to {', '.join(signed)} need a signature; {values.STANDARD_SECRET}"
+            problems.append(_problem("NOTIFY_SECRET", text))
     for name, places in (("ops_read_only", ("ops_tokens", "ops_allowed")), ("api_refresh_names", ("api_tokens",))):
         unknown = sorted(set(getattr(settings, name)).difference(*(getattr(settings, place) for place in places)))
         if unknown and not {name, *places} & wrong:
@@ -364,7 +386,7 @@ def _without_secret(settings: Settings) -> list[str]:
         if secret is None:
             problems.append(f"has no secret for the hook {name}; write {name}:whsec_...")
         elif not values.is_hook_secret(secret.get_secret_value()):
-            problems.append(f"has an invalid secret for {name}; write whsec_ and 24 to 64 bytes in base64")
+            problems.append(f"has an invalid secret for {name}; {values.STANDARD_SECRET}")
     if unknown := sorted(settings.hook_secrets.keys() - settings.hooks.keys()):
         problems.append(f"names hooks that are not in HOOKS: {', '.join(unknown)}; add them to HOOKS, or remove them")
     return problems

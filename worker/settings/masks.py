@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from worker.settings.values import is_web, scheme_of
+
 URLS = frozenset(("database_url", "oidc_issuer", "redis_url", "workos_base_url"))
 MAX_SHOWN = 60
 """Characters of an invalid value that a message quotes."""
@@ -27,7 +29,7 @@ def masked_url(url: str) -> str:
 def masked_value(name: str, value: object) -> object:
     """Return a valid value of the setting `name` as JSON, in which no secret can be read."""
     if isinstance(value, SecretStr):
-        return masked(value.get_secret_value())
+        return (_target if name == "notify" else masked)(value.get_secret_value())
     if isinstance(value, tuple):
         return [masked_value(name, each) for each in value]
     if name == "hooks" and isinstance(value, dict):
@@ -37,6 +39,11 @@ def masked_value(name: str, value: object) -> object:
     if name in URLS and isinstance(value, str):
         return masked_url(value)
     return value.value if isinstance(value, Enum) else value
+
+
+def _target(url: str) -> str:
+    """Return what may be shown of a URL in `NOTIFY`. In those of Apprise, even the host may be a secret."""
+    return _origin(url) if is_web(url) else f"{scheme_of(url)}://…"
 
 
 def _origin(url: str) -> str:

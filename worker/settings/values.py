@@ -24,6 +24,8 @@ SHORTEST_SECRET, LONGEST_SECRET = 24, 64
 NEW_TOKEN = "to make one: openssl rand -hex 24"  # noqa: S105 - a command
 REDIS_OPTIONS = frozenset(("db", "username", "password", "client_name", "protocol", "max_connections", "timeout"))
 """Options that REDIS_URL may contain, besides `socket_...`, `ssl_...` and `health_check_interval`."""
+STANDARD_SECRET = "write whsec_ and 24 to 64 bytes in base64"  # noqa: S105 - a remedy
+NOTIFY_FORM = "write slack://..., mailto://... or https://host/path"
 SQLITE_OPTIONS = frozenset(("uri", "mode", "cache", "immutable", "nolock", "vfs", "timeout"))
 
 
@@ -126,6 +128,16 @@ def http_url(raw: str) -> str:
     raise ValueError("is not a URL; write https://host/path in ASCII, without spaces")
 
 
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL, in lower case."""
+    return url.partition("://")[0].lower()
+
+
+def is_web(url: str) -> bool:
+    """Return whether a URL is of https or http."""
+    return scheme_of(url) in {"https", "http"}
+
+
 def is_plain_and_remote(url: str) -> bool:
     """Return whether `url` is http, and not to this machine: others on the way could read and change the messages."""
     parts = urlsplit(url)
@@ -155,6 +167,23 @@ def hooks(raw: str) -> dict[str, str]:
             except ValueError:
                 raise ValueError(f"has no URL for {name}; write name=https://...") from None
     return found
+
+
+def notify(raw: str) -> list[str]:
+    """Parse `scheme://...,...`. A comma separates two URLs only if a scheme follows: addresses may contain others."""
+    urls = re.split(r",\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)", raw)
+    for number, url in enumerate(urls, start=1):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~]+", url):
+            raise ValueError(f"has an entry that is not a URL in ASCII, the one at place {number}; {NOTIFY_FORM}")
+        if is_web(url):
+            try:
+                http_url(url)
+            except ValueError:
+                place = f"the one at place {number}"
+                raise ValueError(f"has an invalid {scheme_of(url)} URL, {place}; {NOTIFY_FORM}") from None
+    if len(set(urls)) < len(urls):
+        raise ValueError("has the same URL twice; remove one")
+    return urls
 
 
 def role_map(raw: str) -> dict[str, str]:
@@ -232,3 +261,10 @@ def is_hook_secret(secret: str) -> bool:
         return SHORTEST_SECRET <= len(base64.b64decode(raw + "=" * (-len(raw) % 4), validate=True)) <= LONGEST_SECRET
     except ValueError:
         return False
+
+
+def hook_secret(raw: str) -> str:
+    """Check a secret of Standard Webhooks."""
+    if not is_hook_secret(raw):
+        raise ValueError(f"is not a secret of Standard Webhooks; {STANDARD_SECRET}")
+    return raw
