@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     },
     {"worker.database", "worker.metrics", "worker.mirror", "worker.webhook_endpoints"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
-    {"worker.bootstrap", "worker.repair", "worker.send_test"},
+    {"worker.bootstrap", "worker.notify", "worker.repair", "worker.send_test"},
     {"worker.processes", "worker.reports"},
     {"worker.cli", "webhooks"},
 ]

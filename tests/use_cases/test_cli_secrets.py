@@ -20,6 +20,8 @@ SECRETS = {
     "WEBHOOK_PATH_TOKEN": "unheard-of-path-token",
     "HOOKS": "host=http://127.0.0.1:9/hook",
     "HOOK_SECRETS": "host:whsec_dW5oZWFyZC1vZi11bmhlYXJkLW9mLXVuaGVhcmQ=",
+    "NOTIFY": "json://ann:unheard-of@127.0.0.1:9/unheard-of,http://127.0.0.1:9/unheard-of",
+    "NOTIFY_SECRET": "whsec_dW5oZWFyZC1vZi11bmhlYXJkLW9mLXVuaGVhcmQ=",
 }
 WORDS = ("unheard", "dW5oZWFyZC")
 
@@ -64,6 +66,7 @@ def test_help_and_output_contain_no_secret(
         {"REDIS_URL": f"rodis://:{PASSWORD}@127.0.0.1/0"},
         {"OPS_TOKENS": "unheard-of-token", "API_TOKENS": "unheard:"},
         {"HOOK_SECRETS": "other:unheard-of"},
+        {"NOTIFY": "unheard-of,slack:///unheard", "NOTIFY_SECRET": "unheard-of"},
         {"WORKOS_API_KEY": "unheard of\n"},
     ],
     ids=lambda settings: next(iter(settings)),

@@ -18,6 +18,7 @@ from tests.support.actors import by
 from tests.support.auto_join import apply_events
 from tests.support.catalog import drop_schema
 from tests.support.hooks import SECRET as HOOK_SECRET
+from tests.support.hooks import Web
 from tests.support.resync import settings_of
 from tests.support.tail import fresh
 from worker.cli import main
@@ -134,6 +135,10 @@ def workos_has_more(it: Installation) -> None:
         it.sandbox.world.create_user("untold@acme.example")
 
 
+def the_target_is_away(_: Installation) -> None:
+    os.environ["NOTIFY"] = "http://127.0.0.1:1"
+
+
 def replayed_before(it: Installation) -> None:
     ended = {"status": RunStatus.DONE, "finished_at": db_now()}
     assert run("replay", "--id", it.event).exit_code == 0
@@ -228,6 +233,7 @@ CASES = {
         Case(2, "{organization} --as-workos"),
     ],
     "migrate": [Case(0, "", acts=False), Case(0, "--reason x", the_database_is_new), Case(2, "--nonsense")],
+    "notify test": [Case(0, ""), Case(1, "", the_target_is_away), Case(2, "--nonsense")],
     "plan": [
         Case(0, "", acts=False),
         Case(0, "--set ROLE_MAP=owner=admin --max-promotions 0", acts=False),
@@ -330,6 +336,7 @@ def _surroundings(
     set_environment: Callable[..., None],
     make_database: Callable[[str], str],
     sandbox: Sandbox,
+    web_host: Web,
     restored_logging: None,
 ) -> None:
     set_environment(
@@ -338,6 +345,8 @@ def _surroundings(
         WORKOS_RATE_SHARE="1",
         HOOKS="sessions=https://host/hook",
         HOOK_SECRETS=f"sessions:{HOOK_SECRET}",
+        NOTIFY=web_host.url,
+        NOTIFY_SECRET=HOOK_SECRET,
         **settings_of(sandbox),
     )
 
@@ -438,14 +447,16 @@ def test_wrong_usage_exits_2(path: str) -> None:
         assert ended.stderr.splitlines()[-1].startswith(("workos-sync: ", "Error: ")), line
 
 
+WITHOUT_DATABASE = ("config", "notify test")
+"""Commands that do not need the database."""
 INVALID = {"DATABASE_URL": "postgresql://nobody:hunter2@127.0.0.1:1/none", "PORT": "high"}
 REFUSING = [
     (path, name)
     for path in PATHS
     for name in INVALID
-    if path not in ("demo", "doctor") and (path, name) != ("config", "DATABASE_URL")
+    if path not in ("demo", "doctor") and not (path in WITHOUT_DATABASE and name == "DATABASE_URL")
 ]
-"""Not the demo, which brings its own settings, nor doctor, which reports them; and config connects to nothing."""
+"""Not the demo, which brings its own settings, nor doctor, which reports them."""
 
 
 @pytest.mark.parametrize(("path", "name"), REFUSING)
@@ -475,7 +486,7 @@ def test_doctor_reports_invalid_configuration(monkeypatch: pytest.MonkeyPatch, n
 def test_unmigrated_database_exits_2(configured_engine: Engine) -> None:
     drop_schema(configured_engine)
     for path in PATHS:
-        if path in ("config", "demo", "doctor", "migrate"):
+        if path in (*WITHOUT_DATABASE, "demo", "doctor", "migrate"):
             continue
         ended = run(*whole(path))
         assert ended.exit_code == 2, (path, ended.output, ended.exception)

@@ -31,6 +31,7 @@ MODULES = {
     "audit": "audit",
     "auto-join": "auto_join",
     "hooks": "hooks",
+    "notify": "notify",
     "plan": "plan",
     "review": "review",
     "runs": "runs",

@@ -29,6 +29,7 @@ EXAMPLES = {
     "hooks replay": ["crm --reason 'their outage is over'"],
     "members": ["Acme", "org_123 --at 2026-01-31 --json", "--since today"],
     "migrate": [""],
+    "notify test": ["", "--json"],
     "plan": ["", "--set ROLE_MAP=owner=admin --max-promotions 10"],
     "register": ["https://sync.example.com/webhooks/workos", "https://sync.example.com/webhooks/workos --rotate"],
     "replay": ["--failed --dry-run", "--organization Acme --since 3d --reason 'fixed ROLE_MAP'"],

@@ -4,9 +4,10 @@ import importlib
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
 
@@ -36,6 +37,9 @@ from worker.errors import WorkOSError
 from worker.hooks import follow
 from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, lost_access, role_map
+from worker.notify.message import Sender
+from worker.notify.notifier import NOTIFY_TICK, ROUNDS, Notifier
+from worker.notify.targets import require_usable, targets
 from worker.processes import lane, tail
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import RedisServer, redis_server
@@ -44,7 +48,8 @@ from worker.queue.doorbell import DRAIN
 from worker.repair import sessions
 from worker.repair.environment import bind, connect
 from worker.repair.missed_losses import note_missed_losses
-from worker.repair.schedule import schedule, watch
+from worker.repair.schedule import schedule, take_tick, watch
+from worker.reports.notices import conditions_to_tell
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -123,6 +128,7 @@ def web_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
 
 def worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
     """Store ROLE_MAP, AUTO_JOIN and REVOKE_SESSIONS in the database, and return the worker processes."""
+    require_usable(settings)
     _bind_if_reachable(engine, settings, redis_url)
     role_map.adopt(engine, settings.role_map)
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
@@ -175,12 +181,55 @@ def _run_clock_and_tail(settings: Settings, redis_url: str) -> None:
 
 def _run_tasks(settings: Settings, redis: RedisServer, stop: threading.Event) -> None:
     """Run the periodic tasks until stopped. The first starts the embedded Valkey if it is needed and not running."""
-    with closing(build_services(settings, redis.url)) as services:
+    with closing(build_services(settings, redis.url)) as services, _notifying(services, stop):
         run(periodic_tasks(services, redis.ensure), stop, services.counters)
+
+
+@contextmanager
+def _notifying(services: Services, stop: threading.Event) -> Iterator[None]:
+    """Notify the targets of NOTIFY in a thread until `stop` is set, so that a slow target delays no periodic task."""
+    if not services.settings.notify:
+        yield
+        return
+    thread = threading.Thread(target=run, args=([_notify_task(services)], stop, services.counters), name="notify")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _notify_task(services: Services) -> PeriodicTask:
+    """Return the task that notifies. Of several processes, one runs each round."""
+    settings, engine = services.settings, services.engine
+    remind = timedelta(seconds=settings.notify_remind_seconds)
+    report = partial(services.counters.report, Place.TASK, "notify")
+    sender = Sender(settings.environment_name, settings.public_url)
+    notifier = Notifier(engine, targets(settings), remind, sender, report)
+    seconds = ROUNDS * settings.repair_seconds
+
+    def compare() -> None:
+        if in_transaction(engine, take_tick, NOTIFY_TICK, 0.9 * seconds):
+            notifier.tell(conditions_to_tell(engine, services.report_redis, settings))
+
+    return PeriodicTask("notify", seconds, compare)
+
+
+def notify_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
+    """Return the process that notifies if no clock does, as when the clock has stopped; none without NOTIFY."""
+    return _Part([partial(_run_notify, settings, redis_url)] if settings.notify else [])
+
+
+def _run_notify(settings: Settings, redis_url: str) -> None:
+    """Notify until stopped."""
+    with until_stopped() as stop, closing(build_services(settings, redis_url)) as services:
+        run([_notify_task(services)], stop, services.counters)
 
 
 def run_clock(settings: Settings) -> None:
     """Run the periodic tasks until stopped."""
+    require_usable(settings)
     engine = open_database(settings)
     require_migrated(engine, settings.environment_name)
     with until_stopped() as stop, redis_server(settings) as redis:

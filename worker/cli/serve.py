@@ -40,7 +40,7 @@ def worker(processes: int | None) -> None:
     restarted.
     """
     settings = logging_settings(brief=False, worker_processes=processes)
-    programs.supervise_parts("worker", settings, programs.worker_part, programs.tail_part)
+    programs.supervise_parts("worker", settings, programs.worker_part, programs.tail_part, programs.notify_part)
 
 
 @click.command()

@@ -60,7 +60,11 @@ class WebTarget:
 
     def __call__(self, message: JsonObject) -> None:
         """Send a change; raise `HookError` unless the answer is 2xx."""
-        body, id, now = json.dumps(message, separators=(",", ":")), f"change_{message['data']['id']}", datetime.now(UTC)
+        self.send(f"change_{message['data']['id']}", message)
+
+    def send(self, id: str, message: JsonObject) -> None:
+        """Send a message with its id, by which the receiver detects duplicates. Errors are those of a call."""
+        body, now = json.dumps(message, separators=(",", ":")), datetime.now(UTC)
         headers = {
             "content-type": "application/json",
             "webhook-id": id,

@@ -21,6 +21,7 @@ from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSError
 from worker.inbox.verified_secrets import any_verified
 from worker.kinds import SUBSCRIBED
+from worker.notify import targets
 from worker.queue.doorbell import DRAIN, PICKUP_SECONDS, Doorbell
 from worker.redis_client import require_writable, server_version, what_is_wrong
 from worker.repair.environment import require_same_environment
@@ -87,6 +88,7 @@ def run_checks(
     yield from _redis(redis)
     database_ok = all(check.level is not Level.FAILURE for check in found)
     yield from _secrets(engine if database_ok else None, settings)
+    yield from _notify(settings)
     yield from _workos(engine, settings, connect if database_ok else None, ask_route)
     if database_ok:
         verdict = judge(engine, redis, settings)
@@ -284,6 +286,15 @@ def _endpoint(name: str, row: JsonObject, remedy: str) -> Check:
         saw = f"{host} is subscribed to event types that are not needed: {', '.join(extra)}"
         return _warning(name, saw, remedy)
     return _ok(name, f"{host}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
+
+
+def _notify(settings: Settings) -> Iterator[Check]:
+    """Yield a row for each target of NOTIFY that cannot be used; nothing is sent."""
+    found = list(targets.problems_of(settings))
+    for problem in found:
+        yield _failure("NOTIFY", *problem.split("; ", 1))
+    if settings.notify and not found:
+        yield _ok("NOTIFY", ", ".join(settings.notify_targets))
 
 
 def _last_secret(engine: Engine | None, settings: Settings) -> str:

@@ -1,0 +1,111 @@
+"""The messages: a title and a text for people, and JSON for programs."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from models.types import JsonObject
+from worker.notify.plan import PROBLEM, Held, Known, Plan
+
+
+class Message(NamedTuple):
+    """A message to a target."""
+
+    id: str
+    """The same for a message that is repeated because it is not known whether it arrived."""
+    level: str
+    """Apprise's word for how bad it is: `failure`, `warning`, `success` or `info`."""
+    title: str
+    text: str
+    body: JsonObject
+
+
+class Sender(NamedTuple):
+    """The installation that sends: `ENVIRONMENT_NAME`, and `PUBLIC_URL`, to which links lead if it is known."""
+
+    environment: str | None
+    public_url: str | None
+
+    def title(self, text: str) -> str:
+        """Return a title that names the installation."""
+        host = urlsplit(self.public_url).netloc if self.public_url else None
+        names = ", ".join(filter(None, [self.environment, host]))
+        return f"workos-sync{f' ({names})' if names else ''}: {text}"
+
+    def link(self, held: Held) -> str | None:
+        """Return the address of the page about a condition; None if it is not known."""
+        return f"{self.public_url.rstrip('/')}{held.page}" if self.public_url else None
+
+
+def make_message(target: str, found: Plan, sender: Sender) -> Message:
+    """Return the message that tells a plan. One without conditions says that earlier messages were not accepted."""
+    counts = [
+        *_counted(found.begun, "new"),
+        *_counted(found.continuing, "continuing"),
+        *([f"{len(found.ended)} ended"] if found.ended else []),
+    ]
+    lines = [
+        *(_line("New", each, sender) for each in found.begun),
+        *(_line("Continuing", each, sender) for each in found.continuing),
+        *(f"Ended: {_words(each)}" for each in found.ended),
+    ]
+    severities = {each.severity for each in (*found.begun, *found.continuing)}
+    return Message(
+        id=_id(target, found),
+        level="failure" if PROBLEM in severities else "warning" if severities else "success",
+        title=sender.title(", ".join(counts) or "notifications work again"),
+        text="\n".join(lines) or "Earlier messages to this target were not accepted. Nothing is to be reported now.",
+        body={
+            "type": "conditions.changed",
+            "timestamp": found.now.isoformat(),
+            "data": {
+                "environment": sender.environment,
+                "begun": [_as_json(each, found, sender) for each in found.begun],
+                "continuing": [_as_json(each, found, sender) for each in found.continuing],
+                "ended": [
+                    {"name": each.name, "subject": each.subject, "severity": each.severity}
+                    | {"since": each.since.isoformat(), "until": each.gone_since and each.gone_since.isoformat()}
+                    for each in found.ended
+                ],
+            },
+        },
+    )
+
+
+def make_test_message(sender: Sender, id: str, now: str) -> Message:
+    """Return the message of `workos-sync notify test`."""
+    text = "This is a test. Notifications about conditions will arrive here."
+    body = {"type": "notify.test", "timestamp": now, "data": {"environment": sender.environment}}
+    return Message(id, "info", sender.title("test"), text, body)
+
+
+def _counted(held: Sequence[Held], word: str) -> Iterable[str]:
+    for severity in (PROBLEM, "warning"):
+        if number := sum(each.severity == severity for each in held):
+            yield f"{number} {word} {severity}{'' if number == 1 else 's'}"
+
+
+def _line(word: str, held: Held, sender: Sender) -> str:
+    link = sender.link(held)
+    return f"{word} {held.severity}: {held.sentence}: {held.remedy}" + (f"\n{link}" if link else "")
+
+
+def _words(known: Known) -> str:
+    return known.name.replace("_", " ") + (f" ({known.subject})" if known.subject else "")
+
+
+def _as_json(held: Held, found: Plan, sender: Sender) -> JsonObject:
+    since = found.known[held.key].since.isoformat()
+    about = {"name": held.name, "subject": held.subject, "severity": held.severity, "since": since}
+    return about | {"sentence": held.sentence, "remedy": held.remedy, "url": sender.link(held)}
+
+
+def _id(target: str, found: Plan) -> str:
+    """Return the id of a message: a hash of what it tells, and of when that was last told."""
+    told = [
+        (word, *each.key, found.known[each.key].since, found.known[each.key].told_at)
+        for word, group in (("begun", found.begun), ("continuing", found.continuing), ("ended", found.ended))
+        for each in group
+    ]
+    return f"notice_{hashlib.sha256(repr((target, told or found.now)).encode()).hexdigest()[:32]}"

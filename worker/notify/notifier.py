@@ -1,0 +1,155 @@
+"""Tells each target of `NOTIFY` which conditions begin, continue and end.
+
+What a target knows is in the database, so that a restart repeats nothing. A message and its record cannot be one
+transaction: if a process is killed between the two, another one sends the same message again, with the same id.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+
+from models.bulk import dialect_insert
+from models.database import in_transaction, read_transaction
+from models.tables import Notice, NotifyTarget
+from models.types import db_now, db_now_plus
+from worker.backoff import backoff
+from worker.errors import LeaseLostError, NotifyError, unexpected
+from worker.leases import Lease, LeasedTable
+from worker.notify.message import Sender, make_message
+from worker.notify.plan import Held, Key, Known, Plan, plan
+from worker.notify.targets import Target
+
+log = structlog.get_logger()
+
+NOTIFY_TICK = "notify"
+"""The tick by which one process at a time compares what holds with what the targets know."""
+ROUNDS = 3
+"""A comparison is made each time this number of `REPAIR_SECONDS` has passed."""
+FIRST_BACKOFF_SECONDS = 15.0
+MAX_BACKOFF_SECONDS = 600.0
+OWN_FAILURE = "notify_failed"
+"""The condition about a failing target, which is told to the other targets only."""
+TARGETS = LeasedTable(NotifyTarget.name, NotifyTarget.leased_until, NotifyTarget.fence)
+COLUMNS = [Notice.__table__.c[name] for name in Known._fields]
+
+
+class _State(NamedTuple):
+    """What a target knows, and how its last message went."""
+
+    known: dict[Key, Known]
+    attempts: int
+    due: bool
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Compares the conditions that hold with what each target knows, and sends messages.
+
+    Attributes:
+        engine: the database.
+        targets: the targets by name.
+        remind: the time between two reminders.
+        sender: this installation.
+        report: called with each unexpected error of a target, which counts as a refusal.
+    """
+
+    engine: Engine
+    targets: Mapping[str, Target]
+    remind: timedelta
+    sender: Sender
+    report: Callable[[BaseException], object]
+
+    def tell(self, held: list[Held]) -> None:
+        """Send what is due to all targets at the same time, so that a slow one delays no other.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database is unavailable.
+        """
+        with ThreadPoolExecutor(len(self.targets), "notify") as pool:
+            telling = [pool.submit(self._tell, name, held) for name in self.targets]
+        for each in telling:
+            each.result()
+
+    def _tell(self, name: str, held: list[Held]) -> None:
+        held = [each for each in held if each.key != (OWN_FAILURE, name)]
+        found, state = self._plan(name, held)
+        if not found.changed and not _sends(found, state):
+            return
+        in_transaction(self.engine, _add, name)
+        with TARGETS.lease(self.engine, name) as lease:
+            if lease is None:
+                return  # another process tells this target
+            try:
+                self._tell_leased(lease, held)
+            except LeaseLostError:
+                log.warning("notify_lease_lost", target=name)
+
+    def _tell_leased(self, lease: Lease, held: list[Held]) -> None:
+        found, state = self._plan(lease.key, held)  # again, because another process may just have told the target
+        sends = _sends(found, state)
+        before = found.when_attempted() if sends else found.known
+        lease.in_transaction(self.engine, _record, lease.key, state.known, before)
+        if not sends:
+            return
+        try:
+            self.targets[lease.key](make_message(lease.key, found, self.sender))
+        except Exception as error:  # noqa: BLE001 - whatever a target raises is recorded
+            if not isinstance(error, NotifyError):
+                self.report(error)
+            problem = str(error) if isinstance(error, NotifyError) else unexpected(error)
+            wait = backoff(state.attempts + 1, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+            lease.in_transaction(self.engine, _record_failure, lease.key, problem, wait)
+            log.warning("notify_failed", target=lease.key, error=problem, again_in_seconds=wait)
+        else:
+            lease.in_transaction(self.engine, _record_success, lease.key, found)
+            numbers = {"begun": len(found.begun), "continuing": len(found.continuing), "ended": len(found.ended)}
+            log.info("notified", target=lease.key, **numbers)
+
+    def _plan(self, name: str, held: list[Held]) -> tuple[Plan, _State]:
+        with read_transaction(self.engine) as tx:
+            state = _read(tx, name)
+        return plan(state.known, held, state.now, self.remind), state
+
+
+def _sends(found: Plan, state: _State) -> bool:
+    """Return whether a message is due. After failures one is, even if what it should have told has ended."""
+    return state.due and (found.says or state.attempts > 0)
+
+
+def _read(tx: Connection, name: str) -> _State:
+    notices = tx.execute(select(*COLUMNS).where(Notice.target == name))
+    known = {each.key: each for each in (Known(*row) for row in notices)}
+    columns = NotifyTarget.attempts, (NotifyTarget.due_at <= db_now()).label("due")
+    target = tx.execute(select(*columns).where(NotifyTarget.name == name)).one_or_none()
+    attempts, due = (target.attempts, bool(target.due)) if target else (0, True)
+    return _State(known, attempts, due, tx.execute(select(db_now())).scalar_one())
+
+
+def _add(tx: Connection, name: str) -> None:
+    tx.execute(dialect_insert(tx, NotifyTarget).values(name=name).on_conflict_do_nothing())
+
+
+def _record(tx: Connection, name: str, before: Mapping[Key, Known], after: Mapping[Key, Known]) -> None:
+    """Replace the rows that differ. There are only a few, and the lease keeps other processes away."""
+    for key in before.keys() | after.keys():
+        if before.get(key) != after.get(key):
+            row = (Notice.target == name, Notice.name == key[0], Notice.subject == key[1])
+            tx.execute(delete(Notice).where(*row))
+            if known := after.get(key):
+                tx.execute(insert(Notice).values(target=name, **known._asdict()))
+
+
+def _record_success(tx: Connection, name: str, found: Plan) -> None:
+    _record(tx, name, found.when_attempted(), found.when_told())
+    tx.execute(update(NotifyTarget).where(NotifyTarget.name == name).values(attempts=0, error=None, due_at=db_now()))
+
+
+def _record_failure(tx: Connection, name: str, problem: str, wait: float) -> None:
+    values = {"attempts": NotifyTarget.attempts + 1, "error": problem, "due_at": db_now_plus(wait)}
+    tx.execute(update(NotifyTarget).where(NotifyTarget.name == name).values(values))
