@@ -22,6 +22,7 @@ with lazy_imports():
 
 MODULES = {
     **dict.fromkeys(["up", "web", "worker", "clock", "demo"], "serve"),
+    "alive": "alive",
     **dict.fromkeys(["migrate", "doctor"], "setup"),
     **dict.fromkeys(["register", "endpoints"], "endpoints"),
     "config": "config",

@@ -3,6 +3,7 @@
 import click
 
 EXAMPLES = {
+    "alive": ["worker"],
     "audit list": ["--since yesterday --via cli", "--organization Acme --json"],
     "auto-join block": ["Acme ann@acme.example --reason 'left the company'"],
     "auto-join domains": ["--organization Acme", "--off"],

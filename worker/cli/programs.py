@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -40,7 +40,8 @@ from worker.mirror import auto_join_policy, lost_access, role_map
 from worker.notify.message import Sender
 from worker.notify.notifier import NOTIFY_TICK, ROUNDS, Notifier
 from worker.notify.targets import require_usable, targets
-from worker.processes import lane, tail
+from worker.processes import alive, lane, tail
+from worker.processes.alive import Beats
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import RedisServer, redis_server
 from worker.processes.supervisor import supervise
@@ -78,11 +79,16 @@ def supervise_parts(
     running: Callable[[Settings], AbstractContextManager[RedisServer]] = redis_server,
 ) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process. `command` is announced."""
+    file = alive.file_of(command)
     engine = open_database(settings)
-    require_migrated(engine, settings.environment_name)
-    with until_stopped() as stop, running(settings) as redis:
-        _require_own_redis(engine, redis.url)
-        parts = [make(settings, redis.url, engine) for make in makers]
+    with ExitStack() as at_end:
+        at_end.callback(alive.remove, file)
+        with Beats(file).beating():
+            require_migrated(engine, settings.environment_name)
+            stop = at_end.enter_context(until_stopped())
+            redis = at_end.enter_context(running(settings))
+            _require_own_redis(engine, redis.url)
+            parts = [make(settings, redis.url, engine) for make in makers]
         engine.dispose()  # a fork would share its connections
         sockets = [opened for part in parts for opened in part.sockets]
         programs = [
@@ -91,7 +97,7 @@ def supervise_parts(
             for program in part.programs
         ]
         _announce(command, settings, sockets)
-        supervise(programs, stop, _reporter(redis.url), stopping=partial(_close, sockets))
+        supervise(programs, stop, _reporter(redis.url), stopping=partial(_close, sockets), beats_file=file)
 
 
 def _require_own_redis(engine: Engine, url: str) -> None:
@@ -230,9 +236,14 @@ def _run_notify(settings: Settings, redis_url: str) -> None:
 def run_clock(settings: Settings) -> None:
     """Run the periodic tasks until stopped."""
     require_usable(settings)
+    file = alive.file_of("clock")
     engine = open_database(settings)
-    require_migrated(engine, settings.environment_name)
-    with until_stopped() as stop, redis_server(settings) as redis:
+    with ExitStack() as at_end:
+        at_end.callback(alive.remove, file)
+        at_end.enter_context(Beats(file).beating())
+        require_migrated(engine, settings.environment_name)
+        stop = at_end.enter_context(until_stopped())
+        redis = at_end.enter_context(redis_server(settings))
         _require_own_redis(engine, redis.url)
         _bind_if_reachable(engine, settings, redis.url)
         _announce("clock", settings)

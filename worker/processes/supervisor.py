@@ -6,17 +6,21 @@ Children are forked, so that modules are loaded only once and a child that died 
 import gc
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 
 import structlog
 
 from worker.backoff import backoff
 from worker.errors import stack_of, unexpected
+from worker.processes.alive import BEAT_SECONDS, Beats
 
 log = structlog.get_logger()
 
@@ -33,12 +37,13 @@ class Lifeline:
     def __init__(self) -> None:
         self._held, self._kept = os.pipe()
 
-    def watch(self) -> None:
-        """In a child: send it SIGTERM when the supervisor has ended."""
+    def watch(self, beat: Callable[[], object]) -> None:
+        """In a child: send it SIGTERM when the supervisor has ended. Until then, call `beat` every two seconds."""
         os.close(self._kept)
 
         def wait() -> None:
-            os.read(self._held, 1)
+            while not select.select([self._held], [], [], BEAT_SECONDS)[0]:
+                beat()
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
@@ -52,9 +57,10 @@ class Lifeline:
 class Child:
     """One supervised process and the pause before it is started again."""
 
-    def __init__(self, work: Callable[[], None], lifeline: Lifeline) -> None:
+    def __init__(self, work: Callable[[], None], lifeline: Lifeline, beats: Beats, place: int) -> None:
         self._work = work
         self._lifeline = lifeline
+        self._beats, self._place = beats, place
         self._quick_deaths = 0
         self._start_at = 0.0
         self._started_at = 0.0
@@ -70,6 +76,7 @@ class Child:
             self._start_at = now + pause
             log.warning("process_ended", pid=self.process.pid, code=code, again_in_seconds=pause)
             self.process = None
+            self._beats.expect(self._place, running=False)
         if self.process is None and now >= self._start_at:
             self._start(now)
 
@@ -86,6 +93,7 @@ class Child:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self.process = process
+        self._beats.expect(self._place, running=True)
         self._quick_deaths -= 1
 
     def _run(self) -> None:
@@ -95,7 +103,8 @@ class Child:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        self._lifeline.watch()
+        self._beats.beat(self._place)
+        self._lifeline.watch(partial(self._beats.beat, self._place))
         try:
             self._work()
         except Exception as error:  # noqa: BLE001 - multiprocessing would print the traceback with its values
@@ -108,19 +117,22 @@ def supervise(
     stop: threading.Event,
     report: Callable[[BaseException], None],
     stopping: Callable[[], None] = lambda: None,
+    beats_file: Path | None = None,
 ) -> None:
     """Run each of `jobs` in a process until `stop` is set; then send SIGTERM, and SIGKILL after 30 seconds.
 
     `report` is called with each error of starting a process, which is tried again. It must leave no thread and no
-    connection behind. `stopping` is called before the first SIGTERM.
+    connection behind. `stopping` is called before the first SIGTERM. All processes note in `beats_file` that they run.
 
     The calling process must have no other threads and no open connections, because a fork would break them.
     """
     gc.freeze()  # keeps the memory of loaded modules shared: no child's garbage collector visits them
     lifeline = Lifeline()
-    children = [Child(job, lifeline) for job in jobs]
+    beats = Beats(beats_file, len(jobs))
+    children = [Child(job, lifeline, beats, place) for place, job in enumerate(jobs, start=1)]
     try:
         while not stop.is_set():
+            beats.beat()
             for child in children:
                 try:
                     child.check()
