@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, func, insert, inspect, select, text, update
+from sqlalchemy import Connection, Engine, Index, func, insert, inspect, select, text, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateSchema, DropIndex
 
 from models.database import (
@@ -23,7 +25,7 @@ from models.database import (
 from models.public_domains import refresh
 from models.revisions import FORMER_VERSIONS, VERSIONS, known_revisions, newest_revision, refused, stored_revision
 from models.tables import Base
-from models.views import update_views
+from models.views import postgresql_statements, update_views
 
 UNFINISHED = text("""
 SELECT EXISTS (
@@ -32,6 +34,36 @@ SELECT EXISTS (
       AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index AS now WHERE now.index_relid = index.indexrelid))
 """)
 """Whether an index is left over from a build that was interrupted."""
+SCRIPT_LOCATION = Path(__file__).parent / "migrations"
+FIRST_WITHOUT_ROWS = "0012"
+"""Later revisions are plain SQL. The two before it, of release 1.0.0, compute what they store from rows."""
+PSQL = """\
+\\set ON_ERROR_STOP on
+SET client_encoding = 'UTF8';
+{schema}BEGIN;
+SELECT pg_advisory_xact_lock({lock}, hashtext(current_schema()));
+SET LOCAL lock_timeout = '5s';
+{before}{migrations}{former}COMMIT;
+
+-- These take long on large tables and block no writer. They cannot run in a transaction.
+SET lock_timeout = 0;
+{indexes}"""
+"""A script for psql. If anything but an index fails, it changes nothing."""
+AT_REVISION = """\
+DO $$ BEGIN
+  IF (SELECT version_num FROM workos_sync_version) IS DISTINCT FROM '{start}' THEN
+    RAISE EXCEPTION 'the database is not at revision {start}';
+  END IF;
+END $$;
+"""
+FORMER = """\
+DO $$ BEGIN
+  IF to_regclass('alembic_version') IS NOT NULL THEN
+    UPDATE alembic_version SET version_num = '{end}'
+    WHERE version_num = '{start}' AND (SELECT count(*) FROM alembic_version) = 1;
+  END IF;
+END $$;
+"""
 Noted = Callable[[Connection, str | None, str], None]
 """Called in the transaction of a migration with the revision before (None for a new database) and after."""
 
@@ -45,7 +77,7 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
     newer release, or is behind a pooler in transaction mode. Nothing is changed then.
     """
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(SCRIPT_LOCATION).replace("%", "%%"))
     create_folder(engine)
     if lost := not_in_force(engine):  # the pooler would keep `INDEX_LOCK`, and the next migration would wait for it
         raise ValueError(f"the database: settings are not kept: {', '.join(lost)}; {POOLER_REMEDY}")
@@ -74,6 +106,43 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
         _create_large_indexes(engine)
 
 
+def upgrade_sql(start: str | None = None, schema: str | None = None) -> str:
+    """Return what `upgrade` does on PostgreSQL as a script for psql. Connects to nothing.
+
+    `start` is the revision of the database; None for a new one. The script leaves out the list of public mail domains,
+    which `workos-sync worker` fills when it starts, and the row of the audit.
+
+    Raises:
+        ValueError: this release knows no revision `start`, or cannot upgrade from it without reading rows.
+    """
+    if start is not None and start not in known_revisions():
+        raise ValueError(f"revision {start} is unknown; this release knows {', '.join(known_revisions())}")
+    if start is not None and start < FIRST_WITHOUT_ROWS:
+        raise ValueError(f"from revision {start}, stored rows must be rewritten: run workos-sync migrate instead")
+    script = StringIO()
+    config = Config(output_buffer=script)
+    config.set_main_option("script_location", str(SCRIPT_LOCATION).replace("%", "%%"))
+    command.upgrade(config, f"{start}:head" if start else "head", sql=True)
+    views = "".join(f"{statement};\n" for statement in postgresql_statements())
+    parts = {
+        "schema": f"CREATE SCHEMA IF NOT EXISTS {schema};\nSET search_path = {schema};\n" if schema else "",
+        "lock": MIGRATION_LOCK,
+        "before": AT_REVISION.format(start=start) if start else "",
+        "migrations": script.getvalue() + views,
+        "former": FORMER.format(start=start, end=newest_revision()) if start else "",
+        "indexes": "".join(_index_sql(index) for index in _large_indexes()),
+    }
+    return PSQL.format_map(parts)
+
+
+def _index_sql(index: Index) -> str:
+    """Return the statements that create an index unless it exists, after dropping what an interrupted build left."""
+    unfinished = str(UNFINISHED).strip().replace(":name", f"'{index.name}'")
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy has no types for it
+    create = str(CreateIndex(index, if_not_exists=True).compile(dialect=dialect)).strip()
+    return f"SELECT 'DROP INDEX {index.name}' WHERE ({unfinished}) \\gexec\n{create};\n"
+
+
 def _wait_for_other_migrations(tx: Connection) -> None:
     """Wait however long another one takes. What the migration itself waits for keeps its `lock_timeout`."""
     if tx.dialect.name == "postgresql":
@@ -90,13 +159,17 @@ def _create_schema(tx: Connection) -> None:
         tx.execute(CreateSchema(schema))
 
 
+def _large_indexes() -> list[Index]:
+    of_tables = (table.indexes for table in Base.metadata.tables.values())
+    return [each for each in chain.from_iterable(of_tables) if each.dialect_options["postgresql"]["concurrently"]]
+
+
 def _create_large_indexes(engine: Engine) -> None:
     """Create the missing indexes that are marked `postgresql_concurrently`: those that a release added to large tables.
 
     On PostgreSQL this blocks no writer. Within the migration, it would block every writer until the migration ends.
     """
-    of_tables = (table.indexes for table in Base.metadata.tables.values())
-    indexes = [each for each in chain.from_iterable(of_tables) if each.dialect_options["postgresql"]["concurrently"]]
+    indexes = _large_indexes()
     if engine.dialect.name == "sqlite":
         with write_transaction(engine) as tx:
             for index in indexes:

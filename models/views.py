@@ -452,6 +452,12 @@ Returns the role, or null for no access. Raises WS001 if the answer may be older
 `invalid_parameter_value` for a bound that cannot be met.
 """
 
+# The caller's search path may differ, so the function keeps the one with which it was created.
+CREATE_ROLE_OF = (
+    "CREATE OR REPLACE FUNCTION role_of(user_id text, organization_id text, max_staleness double precision)"
+    f" RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $${ROLE_OF}$$"
+)
+
 
 def update_views(tx: Connection) -> list[str]:
     """Create missing views and replace those whose SQL has changed; return the names of both.
@@ -473,13 +479,15 @@ def update_views(tx: Connection) -> list[str]:
     if not on_sqlite:
         body = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure('role_of(text, text, double precision)')")
         if tx.execute(body).scalar_one_or_none() != ROLE_OF:
-            # The caller's search path may differ, so the function keeps the one with which it was created.
-            tx.exec_driver_sql(
-                "CREATE OR REPLACE FUNCTION role_of(user_id text, organization_id text, max_staleness double precision)"
-                f" RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $${ROLE_OF}$$".replace("%", "%%")
-            )
+            tx.exec_driver_sql(CREATE_ROLE_OF.replace("%", "%%"))
             updated.append("role_of")
     return updated
+
+
+def postgresql_statements() -> list[str]:
+    """Return the statements that create or replace all views and the function `role_of` on PostgreSQL."""
+    queries = {name: view.query.format_map(FUNCTIONS["postgresql"]) for name, view in VIEWS.items()}
+    return [*(f"CREATE OR REPLACE VIEW {name} AS {query}" for name, query in queries.items()), CREATE_ROLE_OF]
 
 
 def _is_current(tx: Connection, name: str, query: str) -> bool:

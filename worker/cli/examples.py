@@ -29,7 +29,7 @@ EXAMPLES = {
     "hooks list": [""],
     "hooks replay": ["crm --reason 'their outage is over'"],
     "members": ["Acme", "org_123 --at 2026-01-31 --json", "--since today"],
-    "migrate": [""],
+    "migrate": ["", "--print-sql --from 0020 > upgrade.sql"],
     "notify test": ["", "--json"],
     "plan": ["", "--set ROLE_MAP=owner=admin --max-promotions 10"],
     "register": ["https://sync.example.com/webhooks/workos", "https://sync.example.com/webhooks/workos --rotate"],

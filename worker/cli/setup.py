@@ -43,16 +43,25 @@ CHECKED_SETTINGS = {
 
 
 @click.command()
+@click.option("--print-sql", is_flag=True, help="Print a script for psql instead, without connecting to anything.")
+@click.option(
+    "--from", "start", metavar="REVISION", help="Revision of the database for --print-sql. Default: a new one."
+)
 @click.option("--rename-environment", is_flag=True, help="Give the database of another environment to this one.")
 @options.reason
 @options.as_json
-def migrate(rename_environment: bool, reason: str | None, as_json: bool) -> None:
+def migrate(*, print_sql: bool, start: str | None, rename_environment: bool, reason: str | None, as_json: bool) -> None:
     """Upgrade the database to the newest revision, and record ENVIRONMENT_NAME in it.
 
     Safe to run at any time, even by two hosts at once. A database of another environment is refused. Use
     --rename-environment if the environment has a new name, or for a copy of another environment's database.
     """
     settings = logging_settings()
+    if start is not None and not print_sql:
+        raise click.UsageError("--from needs --print-sql")
+    if print_sql:
+        _print_sql(start, settings)
+        return
     engine = open_database(settings)
     if not rename_environment:
         database.require_own_database(engine, settings.environment_name)
@@ -63,6 +72,14 @@ def migrate(rename_environment: bool, reason: str | None, as_json: bool) -> None
     database.record_environment(engine, settings.environment_name, rename=rename_environment)
     revision = revisions.newest_revision()
     output.result(f"the database is at revision {revision}", {"revision": revision}, as_json=as_json)
+
+
+def _print_sql(start: str | None, settings: configuration.Settings) -> None:
+    try:
+        script = migrations.upgrade_sql(start, settings.database_schema)
+    except ValueError as error:
+        raise ConfigurationError(f"--from: {error}") from error
+    click.echo(script, nl=False)
 
 
 def _note_migration(by: audit.Actor, tx: Connection, before: str | None, after: str) -> None:

@@ -257,7 +257,6 @@ INSERT INTO mirror (id, role_map, recheck_after) VALUES (1, '{{"admin": "admin",
 
 
 def upgrade() -> None:
-    connection = op.get_bind()
-    for statement in SCHEMA.format(**WORDS[connection.dialect.name]).split(";\n"):
+    for statement in SCHEMA.format(**WORDS[op.get_context().dialect.name]).split(";\n"):
         if statement.strip():
-            connection.exec_driver_sql(statement)
+            op.execute(statement.replace(":", "\\:"))  # no parameters

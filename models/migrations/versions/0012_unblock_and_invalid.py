@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0012"
@@ -44,7 +44,19 @@ Shown = dict[str, Any]
 
 
 def upgrade() -> None:
-    tx = op.get_bind()
+    if context.is_offline_mode():  # the database is new
+        _drop_views()
+    else:
+        _rewrite_rows(op.get_bind())
+    op.rename_table("lifted_blocks", "unblocked_memberships")
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("ALTER INDEX pk_lifted_blocks RENAME TO pk_unblocked_memberships")
+    op.execute("ALTER TABLE listings RENAME COLUMN odd TO invalid")
+    op.drop_column("mirror", "legacy_verified")
+    op.drop_column("mirror", "recheck_after")
+
+
+def _rewrite_rows(tx: sa.Connection) -> None:
     last = tx.execute(sa.select(sa.func.coalesce(sa.func.max(CHANGES.c.id), 0))).scalar_one()
     rewritten = _rewrite_decisions(tx, CHANGES.c.id <= last, {})
     tx.exec_driver_sql("UPDATE drift SET finding = 'invalid' WHERE finding = 'odd'")
@@ -59,19 +71,17 @@ def upgrade() -> None:
         number = _turn_auto_join_off(tx)
         print(f"auto-join is now off for {number} workspaces: {WHY}")  # noqa: T201 - `migrate` shows it to the operator
     _note_domain_states(tx)
-    op.rename_table("lifted_blocks", "unblocked_memberships")
-    if tx.dialect.name == "postgresql":
-        op.execute("ALTER INDEX pk_lifted_blocks RENAME TO pk_unblocked_memberships")
-    op.execute("ALTER TABLE listings RENAME COLUMN odd TO invalid")
-    op.drop_column("mirror", "legacy_verified")
-    op.drop_column("mirror", "recheck_after")
+
+
+def _drop_views() -> None:
+    for view in VIEWS:
+        op.execute(f"DROP VIEW {view}")
 
 
 def _take_locks(tx: sa.Connection) -> None:
     """Empty the views and take every lock. After a lock timeout, release all of them, let others pass, and retry."""
     if tx.dialect.name != "postgresql":
-        for view in VIEWS:
-            op.execute(f"DROP VIEW {view}")
+        _drop_views()
         return
     timeout = tx.exec_driver_sql("SHOW lock_timeout").scalar_one()
     for left in reversed(range(MAX_LOCK_TRIES)):

@@ -22,7 +22,7 @@ AND (processed_at IS NULL OR NOT EXISTS (
 
 
 def upgrade() -> None:
-    now = sa.text(NOW[op.get_bind().dialect.name])
+    now = sa.text(NOW[op.get_context().dialect.name])
     op.create_table(
         "tail",
         sa.Column("id", sa.Text(), primary_key=True),

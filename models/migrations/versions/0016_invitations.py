@@ -46,5 +46,5 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False, primary_key=True),
         sa.Column("who", sa.Text(), nullable=False),
         sa.Column("why", sa.Text(), nullable=False),
-        sa.Column("at", TIME, server_default=sa.text(NOW[op.get_bind().dialect.name]), nullable=False),
+        sa.Column("at", TIME, server_default=sa.text(NOW[op.get_context().dialect.name]), nullable=False),
     )

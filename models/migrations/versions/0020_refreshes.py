@@ -13,7 +13,7 @@ NOW = {"sqlite": "(strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now'))", "postgresql"
 
 
 def upgrade() -> None:
-    now = sa.text(NOW[op.get_bind().dialect.name])
+    now = sa.text(NOW[op.get_context().dialect.name])
     op.create_table(
         "refreshes",
         sa.Column("id", sa.Text(), primary_key=True),

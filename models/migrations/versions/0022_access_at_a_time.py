@@ -20,4 +20,4 @@ WHERE changes_dropped_to > 0
 
 def upgrade() -> None:
     op.add_column("mirror", sa.Column("changes_dropped_at", TIME))
-    op.get_bind().exec_driver_sql(DROPPED_AT.format(now=NOW[op.get_bind().dialect.name]))
+    op.execute(DROPPED_AT.format(now=NOW[op.get_context().dialect.name]))

@@ -13,7 +13,7 @@ NOW = {"sqlite": "(strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now'))", "postgresql"
 
 
 def upgrade() -> None:
-    now = sa.text(NOW[op.get_bind().dialect.name])
+    now = sa.text(NOW[op.get_context().dialect.name])
     pending = sa.text("state = 'pending'")
     op.add_column("mirror", sa.Column("revokes_sessions_since", TIME))
     op.create_table(

@@ -18,7 +18,7 @@ LATE_SINCE = "UPDATE mirror SET late_versions_since = {now} WHERE backfill_from 
 
 
 def upgrade() -> None:
-    now = NOW[op.get_bind().dialect.name]
+    now = NOW[op.get_context().dialect.name]
     # In the order in which resyncs and drains, which run meanwhile, lock these tables. Otherwise one of them, or the
     # migration, ends in a deadlock.
     op.add_column("runs", sa.Column("workos_from", TIME))
@@ -27,7 +27,7 @@ def upgrade() -> None:
     op.add_column("mirror", sa.Column("late_versions_since", TIME))
     op.add_column("changes", sa.Column("workos_at", TIME))
     op.add_column("changes", sa.Column("workos_after", TIME))
-    op.get_bind().exec_driver_sql(LATE_SINCE.format(now=now))
+    op.execute(LATE_SINCE.format(now=now))
     op.create_table(
         "late_versions",
         sa.Column("event_id", sa.Text(), primary_key=True),

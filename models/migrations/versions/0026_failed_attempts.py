@@ -17,7 +17,7 @@ def upgrade() -> None:
         "failed_attempts",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
         sa.Column("event_id", sa.Text(), nullable=False),
-        sa.Column("at", TIME, server_default=sa.text(NOW[op.get_bind().dialect.name]), nullable=False),
+        sa.Column("at", TIME, server_default=sa.text(NOW[op.get_context().dialect.name]), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("fingerprint", sa.Text()),
         sa.Column("traceback", sa.Text()),

@@ -14,4 +14,4 @@ RANDOM = {"sqlite": "lower(hex(randomblob(16)))", "postgresql": "replace(gen_ran
 def upgrade() -> None:
     op.add_column("mirror", sa.Column("environment_name", sa.Text()))
     op.add_column("mirror", sa.Column("database_id", sa.Text()))
-    op.execute(f"UPDATE mirror SET database_id = {RANDOM[op.get_bind().dialect.name]}")  # noqa: S608 - a constant
+    op.execute(f"UPDATE mirror SET database_id = {RANDOM[op.get_context().dialect.name]}")  # noqa: S608 - a constant
