@@ -6,6 +6,7 @@ libraries, only the bytecode is kept, which saves a fifth of the image.
 
 import pkgutil
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -19,7 +20,8 @@ LOADED_LATER = (
 for package in map(import_module, PRODUCT):
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not found.name.endswith("__main__") and ".migrations." not in found.name:
-            vars(import_module(found.name))  # also loads a module that waits until it is needed
+            with suppress(ImportError):  # of an extra that is not installed
+                vars(import_module(found.name))  # also loads a module that waits until it is needed
 for name in LOADED_LATER:
     import_module(name)
 for name, module in list(sys.modules.items()):
