@@ -19,7 +19,10 @@ LAYERS: list[set[str]] = [
         "models",
         *(f"worker.{name}" for name in ("backoff", "env", "errors", "group_commit", "lazy", "throttle", "times")),
     },
-    {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
+    {
+        f"worker.{name}"
+        for name in ("audit", "decision", "error_reports", "leases", "logs", "private_files", "redis_client")
+    },
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.sandbox", "worker.settings", "worker.workos_api"),

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 
 from models.database import open_engine, read_transaction
 from models.tables import AutoJoinMode, MirrorState
+from worker import error_reports
 from worker.database import open_database
 from worker.env.redis_keys import redis_key
 from worker.errors import ConfigurationError
@@ -65,6 +66,7 @@ class Services:
     def close(self) -> None:
         """Add the last counts to Redis and close the connections."""
         self.counters.close()
+        error_reports.stop()
         self.redis.close()
         self.report_redis.close()
         self.engine.dispose()
@@ -72,11 +74,13 @@ class Services:
 
 
 def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False) -> Services:
-    """Return the services of one process. Nothing connects yet.
+    """Return the services of one process. Nothing connects yet. Its errors are reported from now on.
 
     `redis_url` is that of the settings or of the embedded server. A webhook `endpoint` waits only briefly for Redis and
     locks.
     """
+    dsn = settings.sentry_dsn.get_secret_value() if settings.sentry_dsn else None
+    error_reports.start(dsn, settings.environment_name)
     if endpoint:
         engine, inbox_engine = (
             open_engine(

@@ -21,6 +21,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from worker import error_reports
 from worker.env.redis_keys import redis_key
 from worker.error_handling import describe, is_expected
 from worker.errors import stack_of, unexpected
@@ -126,6 +127,7 @@ class Counters:
         cause = (error.__cause__ or error) if isinstance(error, UnexpectedRedisError) else error
         log.error("unexpected_error", place=place, name=name, error=unexpected(cause), stack=stack_of(cause))
         self.add(UNEXPECTED, place)
+        error_reports.capture(cause, place=place, name=name)
 
     def postpone(self, place: Place, name: str, error: BaseException) -> None:
         """Log an error after which the caller tries again later. An unexpected one is reported as `report` does."""

@@ -218,6 +218,7 @@ VALID = {
     "hooks": "crm=https://crm.example/hook",
     "hook_secrets": "crm:whsec_" + "c2VjcmV0" * 4,
     "log_format": "json",
+    "sentry_dsn": f"https://{LONG}@sentry.acme.example/1",
     "notify": "slack://a/b/c",
     "notify_secret": "whsec_" + "c2VjcmV0" * 4,
     "notify_remind_seconds": "7.5",

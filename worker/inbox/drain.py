@@ -35,6 +35,7 @@ from models.database import (
 from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus
 from models.types import Record, db_now, db_now_plus, inline_literal
+from worker import error_reports
 from worker.backoff import backoff
 from worker.decision.payload import Envelope, clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
@@ -304,6 +305,8 @@ def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exc
     else:
         values = _failed_attempt(limits, event.attempts + 1, error)
         log.warning("event_failed", event_id=ids[0], attempts=event.attempts + 1, error=type(error).__name__)
+        if not event.attempts:
+            error_reports.capture(error, event_id=ids[0])
     tx.execute(update(Event).where(alone).values(values))
     attempts.note(tx, ids[0], values)
     if event.error is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from worker import error_reports
 from worker.backoff import backoff
 from worker.errors import stack_of, unexpected
 from worker.processes.alive import BEAT_SECONDS, Beats
@@ -109,6 +110,8 @@ class Child:
             self._work()
         except Exception as error:  # noqa: BLE001 - multiprocessing would print the traceback with its values
             log.error("process_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - see above
+            error_reports.capture(error, place="process")
+            error_reports.stop()
             sys.exit(1)
 
 

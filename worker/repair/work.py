@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, select
 
 from models.database import in_transaction, is_transient, read_transaction
 from models.tables import MirrorState, Run, RunStatus, Task
-from worker import runs
+from worker import error_reports, runs
 from worker.errors import (
     BusyError,
     ConfigurationError,
@@ -104,6 +104,7 @@ class Repair:
                     raise  # the database is unavailable
                 problem = unexpected(error)
                 log.warning("run_failed", run=run_id, error=problem, stack=stack_of(error))
+                error_reports.capture(error, run=run_id)
                 return self._end(lease, problem)
 
     def _work(self, lease: Lease) -> bool:

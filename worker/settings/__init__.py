@@ -100,6 +100,7 @@ class Settings(BaseModel):
     public_url: Annotated[str | None, parsed(values.base_url)] = None
     replay_per_second: Annotated[float, Field(ge=0.1, le=100_000)] = 200.0
     first_backoff_seconds: Annotated[float, Field(ge=0.001, le=3_600)] = 1.0
+    sentry_dsn: Annotated[SecretStr | None, parsed(values.dsn)] = None
     log_format: Literal["json", "console"] | None = None
 
     @property
@@ -150,7 +151,7 @@ FIELDS = Settings.model_fields
 SECRETS = frozenset(
     (
         *("workos_api_key", "workos_webhook_secrets", "webhook_path_token", "ops_tokens", "api_tokens", "hook_secrets"),
-        *("notify", "notify_secret", "oidc_client_secret"),
+        *("notify", "notify_secret", "oidc_client_secret", "sentry_dsn"),
     )
 )
 RESTRICTIONS = {

@@ -138,6 +138,14 @@ def is_web(url: str) -> bool:
     return scheme_of(url) in {"https", "http"}
 
 
+def dsn(raw: str) -> str:
+    """Check a DSN of Sentry, which contains a key."""
+    parts = urlsplit(http_url(raw))
+    if not (parts.username and parts.path.strip("/")):
+        raise ValueError("is not a DSN; copy it from the Sentry project's settings, Client keys")
+    return raw
+
+
 def is_plain_and_remote(url: str) -> bool:
     """Return whether `url` is http, and not to this machine: others on the way could read and change the messages."""
     parts = urlsplit(url)
