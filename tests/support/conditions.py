@@ -22,7 +22,7 @@ from models.tables import (
     Tail,
     Tick,
 )
-from models.types import db_now_plus
+from models.types import db_now, db_now_plus
 from tests.support import accept, apply_all, made
 from worker.bootstrap import Services
 from worker.queue.doorbell import HOOKS, Doorbell
@@ -98,14 +98,16 @@ def stop_webhooks(engine: Engine, last: float = 7200, api: float = 3600) -> None
 
 
 def drifted(number: int, finding: str, action: str) -> Fault:
-    """Differences that the resync `run1` found. Withheld ones are about live users: only those are reported."""
+    """Differences that another resync found. Withheld ones are about live users: only those are reported."""
 
     def seed(services: Services, endpoint: FlaskClient) -> None:
         if action == "withheld":
             accept(endpoint, *(made("user.created", id=f"user_{n}") for n in range(number)))
             apply_all(services.engine)
-        row = {"run_id": "run1", "kind": "user", "finding": finding, "action": action}
+        run = {"id": "run2", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
+        row = {"run_id": "run2", "kind": "user", "finding": finding, "action": action}
         found = [row | {"object_id": f"user_{n}"} for n in range(number)]
+        execute(services.engine, insert(Run).values(run))
         in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), found))
 
     return seed

@@ -439,7 +439,7 @@ def test_an_address_at_which_nobody_answers_is_an_error(monkeypatch: pytest.Monk
 
 
 EXTRA = {"auto-join set": ["--off"]}
-LEFT_OUT = {"web", "worker", "clock", "demo"}
+LEFT_OUT = {"web", "worker", "clock", "demo", "sandbox"}
 """They run until they are stopped, and take no ids."""
 
 

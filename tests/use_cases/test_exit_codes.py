@@ -24,6 +24,7 @@ from tests.support.tail import fresh
 from worker.cli import main
 from worker.cli.shared import operator
 from worker.mirror.role_map import digest_of
+from worker.processes.alive import Beats, file_of
 from worker.processes.clock import heartbeat
 from worker.queue.doorbell import HOOKS
 from worker.repair.resync.resync import start
@@ -135,6 +136,10 @@ def workos_has_more(it: Installation) -> None:
         it.sandbox.world.create_user("untold@acme.example")
 
 
+def a_worker_beats(_: Installation) -> None:
+    Beats(file_of("worker"))
+
+
 def the_target_is_away(_: Installation) -> None:
     os.environ["NOTIFY"] = "http://127.0.0.1:1"
 
@@ -154,6 +159,7 @@ HOOK_CASES = [
     Case(1, "nonsense --reason x"),
 ]
 CASES = {
+    "alive": [Case(0, "worker", a_worker_beats), Case(1, "clock"), Case(2, "web")],
     "audit list": [Case(0, ""), Case(0, "--action resync --via cli"), Case(2, "--action nonsense")],
     "auto-join block": [
         Case(0, "{organization} {user} --reason x"),
@@ -286,6 +292,7 @@ CASES = {
     "runs list": [Case(0, ""), Case(2, "--limit 0")],
     "runs show": [Case(0, "{run}"), Case(1, "nonsense"), Case(2, "")],
     "seats": [Case(0, ""), Case(0, "--csv"), Case(2, "--at 2001-01-01"), Case(2, "--csv --json")],
+    "sandbox": [Case(2, "--port 70000"), Case(2, "--secret x")],
     "send": [
         Case(1, "user.updated --url http://127.0.0.1:1"),
         Case(2, "user.update"),
@@ -320,7 +327,7 @@ ACTIONS = {
     "runs cancel": Action.CANCEL_REPLAY,
 }
 """The commands that act, and their actions in the audit. The others only read."""
-ENDLESS = {"up", "web", "worker", "clock"}
+ENDLESS = {"up", "web", "worker", "clock", "sandbox"}
 """They run until they are stopped, and then exit 0: see tests/integration/test_stop.py."""
 LISTS = {"audit list", "events list", "runs list", "seats"}
 """They have no finding that counts as a problem."""
@@ -447,14 +454,15 @@ def test_wrong_usage_exits_2(path: str) -> None:
         assert ended.stderr.splitlines()[-1].startswith(("workos-sync: ", "Error: ")), line
 
 
-WITHOUT_DATABASE = ("config", "notify test")
+WITHOUT_DATABASE = ("alive", "config", "notify test", "sandbox")
 """Commands that do not need the database."""
+WITHOUT_SETTINGS = ("alive", "sandbox")
 INVALID = {"DATABASE_URL": "postgresql://nobody:hunter2@127.0.0.1:1/none", "PORT": "high"}
 REFUSING = [
     (path, name)
     for path in PATHS
     for name in INVALID
-    if path not in ("demo", "doctor") and not (path in WITHOUT_DATABASE and name == "DATABASE_URL")
+    if path not in ("demo", "doctor", *WITHOUT_SETTINGS) and not (path in WITHOUT_DATABASE and name == "DATABASE_URL")
 ]
 """Not the demo, which brings its own settings, nor doctor, which reports them."""
 

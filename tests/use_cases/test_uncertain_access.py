@@ -234,8 +234,10 @@ def test_explain_and_the_page_of_a_workspace_show_why_bounded_answers_are_stale(
     assert because_of("user_other") == {of_others[0]["id"]}
     sign_in(endpoint)
     page = endpoint.get(f"/ops/workspaces/{ORG}").get_data(as_text=True)
+    assert "because 2 events failed" in page and f'href="/ops/explain?name={ORG}"' in page
+    page = endpoint.get("/ops/explain", query_string={"name": ORG}).get_data(as_text=True)
     assert of_workspace["id"] in page and "a resync of the workspace, or the event is applied or dismissed" in page
-    assert f"membership {MEMBERSHIP} is read from WorkOS" in page and of_person["id"] not in page
+    assert f"membership {MEMBERSHIP} is read from WorkOS" in page and f"user {USER} is read" not in page
     shown = endpoint.get("/ops/explain", query_string={"name": USER}).get_data(as_text=True)
     assert f"user {USER} is read from WorkOS" in shown
     in_transaction(engine, mark_all_uncertain, EXPIRED_EVENTS)

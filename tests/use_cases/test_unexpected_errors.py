@@ -46,7 +46,7 @@ PRIVATE = "ann@acme.example"
 ERRORS = [RuntimeError(PRIVATE), OSError(11, PRIVATE), ValueError(PRIVATE)]
 errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 
-TASKS = ("redis", "heartbeat", "sweep", "schedule", "watch", "counts", "joins", "hooks", "sessions")
+TASKS = ("redis", "heartbeat", "claim", "sweep", "schedule", "watch", "counts", "joins", "hooks", "sessions")
 LANES = {
     DRAIN: ("worker.inbox.drain.Drain.__call__", "bell", True),
     REPAIR: ("worker.repair.work.Repair.work_on_all", "repair_bell", None),

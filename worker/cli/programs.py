@@ -83,10 +83,10 @@ def supervise_parts(
     engine = open_database(settings)
     with ExitStack() as at_end:
         at_end.callback(alive.remove, file)
+        require_migrated(engine, settings.environment_name)
+        stop = at_end.enter_context(until_stopped())
+        redis = at_end.enter_context(running(settings))
         with Beats(file).beating():
-            require_migrated(engine, settings.environment_name)
-            stop = at_end.enter_context(until_stopped())
-            redis = at_end.enter_context(running(settings))
             _require_own_redis(engine, redis.url)
             parts = [make(settings, redis.url, engine) for make in makers]
         engine.dispose()  # a fork would share its connections
@@ -240,10 +240,10 @@ def run_clock(settings: Settings) -> None:
     engine = open_database(settings)
     with ExitStack() as at_end:
         at_end.callback(alive.remove, file)
-        at_end.enter_context(Beats(file).beating())
         require_migrated(engine, settings.environment_name)
         stop = at_end.enter_context(until_stopped())
         redis = at_end.enter_context(redis_server(settings))
+        at_end.enter_context(Beats(file).beating())
         _require_own_redis(engine, redis.url)
         _bind_if_reachable(engine, settings, redis.url)
         _announce("clock", settings)

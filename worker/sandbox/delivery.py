@@ -337,7 +337,7 @@ class Deliveries:
             ) as answer:
                 await answer.read()
                 return answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # ValueError: no name of a host
             return 0
 
     def _finish(self) -> None:
