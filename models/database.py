@@ -371,7 +371,8 @@ def session(engine: Engine) -> Iterator[Session]:
         yield opened
 
 
-SCHEMA_KEY = func.hashtext(func.current_schema())
+# There is no current schema before `migrate` has created it, and a lock with a key of NULL is none.
+SCHEMA_KEY = func.hashtext(func.coalesce(func.current_schema(), func.current_setting("search_path")))
 """The second key of PostgreSQL's advisory locks: environments with a schema each do not wait for one another."""
 _GRANTED = select(db_clock()).select_from(
     func.pg_advisory_xact_lock(bindparam("key", type_=Integer), SCHEMA_KEY).table_valued("granted")

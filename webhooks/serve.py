@@ -23,6 +23,7 @@ from uvloop import new_event_loop
 
 from webhooks.app import create_app
 from webhooks.asgi import Gateway
+from webhooks.ops import oidc
 from worker.bootstrap import build_services
 from worker.errors import ConfigurationError
 from worker.settings import Settings
@@ -56,6 +57,12 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
 BPF_RETURN, SO_ATTACH_FILTER, SO_DETACH_FILTER = 0x06, 26, 27
 """Of Linux (socket(7)). Python has no names for them."""
+
+
+def require_usable(settings: Settings) -> None:
+    """Raise `ConfigurationError` if the web processes could not start: an extra that the settings need is missing."""
+    if settings.oidc_issuer:
+        oidc.require_installed()
 
 
 def listen(settings: Settings) -> list[socket.socket]:

@@ -79,8 +79,7 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
     `redis_url` is that of the settings or of the embedded server. A webhook `endpoint` waits only briefly for Redis and
     locks.
     """
-    dsn = settings.sentry_dsn.get_secret_value() if settings.sentry_dsn else None
-    error_reports.start(dsn, settings.environment_name)
+    report_errors(settings)
     if endpoint:
         engine, inbox_engine = (
             open_engine(
@@ -112,6 +111,12 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         sessions_bell=Doorbell(redis, SESSIONS, LONG_JOB_SECONDS),
         counters=Counters(reports),
     )
+
+
+def report_errors(settings: Settings) -> None:
+    """Report errors of this process from now on; raise `ConfigurationError` as `error_reports.start`."""
+    dsn = settings.sentry_dsn.get_secret_value() if settings.sentry_dsn else None
+    error_reports.start(dsn, settings.environment_name)
 
 
 def lanes_of(settings: Settings) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import uuid
 
-from sqlalchemy import Connection, Engine, inspect, select, update
+from sqlalchemy import Connection, Engine, func, inspect, select, update
 from sqlalchemy.exc import DBAPIError
 
 from models.database import is_missing, open_engine, read_transaction, transactional, what_is_wrong
@@ -54,6 +54,14 @@ def record_environment(tx: Connection, environment_name: str | None, *, rename: 
     """Record that the database belongs to this environment.
 
     With `rename` it also gets a new id. A copy of another environment's database would otherwise be taken for that one.
+
+    Raises:
+        ConfigurationError: it belongs to another environment by now, and `rename` is not given.
     """
-    id = {"database_id": uuid.uuid4().hex} if rename else {}
-    tx.execute(update(MirrorState).values(environment_name=environment_name, **id))
+    own = update(MirrorState).values(environment_name=environment_name)
+    if rename:
+        own = own.values(database_id=uuid.uuid4().hex)
+    else:
+        own = own.where(func.coalesce(MirrorState.environment_name, environment_name or "") == (environment_name or ""))
+    if not tx.execute(own).rowcount:
+        raise ConfigurationError("ENVIRONMENT_NAME: another environment has just migrated this database")

@@ -91,5 +91,5 @@ def configure(log_format: Literal["json", "console"] | None, *, brief: bool = Fa
     root.handlers = [handler]
     root.setLevel(level)
     # At level INFO these libraries log every job, connection and call.
-    for noisy in ("rq.worker", "alembic.runtime.migration", "httpx2"):
+    for noisy in ("rq.worker", "alembic.runtime", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

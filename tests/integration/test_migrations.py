@@ -53,6 +53,17 @@ def test_migrations_at_once_wait_for_each_other(empty_url: str, engine: Engine) 
     assert statuses(engine) == {"done": 2}
 
 
+@pytest.mark.long
+def test_migrations_at_once_wait_for_each_other_in_a_schema_that_they_make(make_database: Callable[[str], str]) -> None:
+    url = make_database("postgresql")
+    engines = [open_engine(url, schema="own", lock_timeout_ms=100) for _ in range(3)]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(upgrade, engines))
+    assert {current_revision(each) for each in engines} == {newest_revision()}
+    for each in engines:
+        each.dispose()
+
+
 @pytest.mark.usefixtures("empty_url")
 def test_revision_0010_creates_the_schema_of_release_1_0_0(engine: Engine) -> None:
     upgrade(engine, "0010")

@@ -37,6 +37,12 @@ def test_every_key_begins_with_the_name(in_file: bool, folder: Path, monkeypatch
     assert prefixes() == ("eu-2:workos-sync:counts", "eu-2:rq")
 
 
+def test_an_invalid_name_is_not_replaced_by_that_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".env").write_text(f"{VARIABLE}=production\n")
+    monkeypatch.setenv(VARIABLE, "Staging")
+    assert prefixes() == ("workos-sync:counts", None)
+
+
 def test_an_unreadable_file_is_left_to_the_settings(folder: Path) -> None:
     (folder / ".env").write_bytes("ENVIRONMENT_NAME=a".encode("utf-16"))
     assert prefixes() == ("workos-sync:counts", None)

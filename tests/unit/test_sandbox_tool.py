@@ -129,7 +129,7 @@ except ImportError as error:
 def test_without_the_extra_the_remedy_is_one_line() -> None:
     command = [sys.executable, "-c", WITHOUT_THE_EXTRA]
     refused = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    remedy = "the sandbox needs aiohttp: run pip install aiohttp\n"
+    remedy = "the sandbox needs its extra: run pip install 'workos-sync[sandbox]'\n"
     assert (refused.stdout, refused.stderr) == (f"2\n{remedy}", f"workos-sync: {remedy}")
 
 

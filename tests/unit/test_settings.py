@@ -337,6 +337,7 @@ def test_every_number_has_bounds(name: str) -> None:
         ("NOTIFY", f"slack://{LONG}, {LONG}", "is not a URL in ASCII, the one at place 1"),
         ("NOTIFY", f"slack://{LONG},mailto://a b", "the one at place 2"),
         ("NOTIFY", f"slack://{LONG},https://:7/{LONG}", "has an invalid https URL, the one at place 2"),
+        ("NOTIFY", f"https://ops.example/{LONG},localhost", "has an invalid https URL, the one at place 1"),
         ("NOTIFY", f"slack://{LONG},slack://{LONG}", "has the same URL twice"),
         ("NOTIFY_SECRET", LONG, "is not a secret of Standard Webhooks; write whsec_"),
         ("PUBLIC_URL", "https://host/?x=1", "has a query"),

@@ -1,10 +1,15 @@
 """Start-up is fast: a command imports only what it needs."""
 
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from models.tables import Base
+from worker.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +62,17 @@ def imported(program: str, database_url: str = "") -> set[str]:
 
 def test_help_version_and_usage_errors_import_no_slow_library() -> None:
     assert imported(DECLARATIONS) == set()
+
+
+def test_migrate_creates_all_indexes_also_those_of_mirrored_objects(tmp_path: Path) -> None:
+    """In a process of its own: here, other tests have imported every table."""
+    environment = os.environ | {"DATABASE_URL": f"sqlite:///{tmp_path / 'mirror.db'}", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "worker.cli", "migrate"], check=True, env=environment, capture_output=True)
+    with closing(sqlite3.connect(tmp_path / "mirror.db")) as database:
+        made = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    mirrored = {kind.table.__tablename__ for kind in KINDS.values()}
+    declared = {str(index.name) for name in mirrored for index in Base.metadata.tables[name].indexes}
+    assert "ix_users_by_address" in declared and declared <= made
 
 
 def test_a_report_of_the_database_imports_neither_redis_nor_workos(make_database: Any) -> None:

@@ -186,6 +186,16 @@ def test_numbers_out_of_range_are_usage_errors(surroundings: str) -> None:
         assert "9" * 9 in run(*arguments, exit_code=2).stderr
 
 
+@pytest.mark.parametrize("command", ["worker", "web", "clock"])
+def test_an_unusable_dsn_ends_the_command_and_not_each_of_its_processes(
+    surroundings: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", KEY)
+    monkeypatch.setenv("SENTRY_DSN", "https://key@sentry.example/not-a-number")
+    line = run(command, exit_code=2).stderr.splitlines()[-1]
+    assert line.startswith("workos-sync: SENTRY_DSN is not a DSN"), line
+
+
 def test_embedded_server_without_a_usable_folder_is_one_line(
     surroundings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,12 +102,27 @@ def test_what_a_person_may_do_follows_the_settings(browser: Browser, issuer: str
         {"email": "ann@acme.example"},
         {"groups": ["ann@acme.example", "Support", "supp"]},
         {"groups": {"support": 1}},
+        {"email": "ann@acme.example\u017f", "email_verified": True},
     ],
 )
 def test_other_people_are_refused(browser: Browser, issuer: str, engine: Engine, claims: dict[str, Any]) -> None:
     answer = sign_in(stranger := browser(), issuer, "sub_stranger", claims)
     assert answer.status_code == 403 and "OPS_ALLOWED names neither you" in answer.get_data(as_text=True)
     assert stranger.get("/ops/").status_code == 401 and rows(engine, OperatorSession) == []
+
+
+@pytest.mark.parametrize("other", ["strau\u00df@acme.example", "\u017ftrauss@acme.example", "ops"])
+def test_letters_that_only_look_alike_are_another_person(browser: Browser, issuer: str, other: str) -> None:
+    claims = {"email": other, "email_verified": True}
+    assert sign_in(browser(ops_allowed="strauss@acme.example,ops"), issuer, "sub_other", claims).status_code == 403
+
+
+def test_many_unfinished_attempts_do_not_lock_a_browser_out(browser: Browser, issuer: str) -> None:
+    ann = browser()
+    for _ in range(30):
+        cookie = ann.get("/ops/oidc").headers["Set-Cookie"]
+        assert len(cookie) < 4096
+    assert sign_in(ann, issuer, "sub_ann", ANN).status_code == 302
 
 
 def test_a_role_may_be_in_another_claim(browser: Browser, issuer: str, engine: Engine) -> None:
@@ -144,6 +159,7 @@ PROXY |= {"ops_proxy_header": "X-Forwarded-Email", "ops_proxy_addresses": "10.0.
     [
         ("Ann@acme.example", "10.1.2.3", 200),
         ("eve@acme.example", "10.1.2.3", 401),
+        ("support", "10.1.2.3", 401),
         ("", "10.1.2.3", 401),
         ("ann@acme.example", "192.0.2.1", 401),
         ("ann@acme.example", "", 401),

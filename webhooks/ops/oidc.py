@@ -1,5 +1,6 @@
 """Sign-in by OpenID Connect: WorkOS AuthKit or any other issuer, through Authlib (extra `oidc`)."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import structlog
@@ -15,6 +16,8 @@ log = structlog.get_logger()
 
 SECONDS = 10.0
 """Time limit of each call to the issuer. A thread waits for it."""
+MAX_ATTEMPTS = 4
+"""Sign-ins that a browser may have begun and not finished, one in each tab."""
 REFUSED = "You are signed in at the identity provider, but OPS_ALLOWED names neither you nor one of your groups."
 FAILED = "The identity provider did not confirm who you are. Try again, or sign in with a token."
 
@@ -34,6 +37,7 @@ def add(app: Flask, routes: Blueprint, services: Services) -> None:
 
     @routes.get("/oidc")
     def oidc() -> Response | tuple[str, int]:
+        _forget_old_attempts()
         try:
             answer: Response = client.authorize_redirect(url_for("ops.oidc_callback", _external=True))
         except errors as error:
@@ -60,17 +64,20 @@ def add(app: Flask, routes: Blueprint, services: Services) -> None:
         return sessions.refused(FAILED, 401)
 
 
+def require_installed() -> None:
+    """Raise `ConfigurationError` if the extra `oidc` is not installed."""
+    if missing := [name for name in ("authlib", "requests") if find_spec(name) is None]:
+        raise ConfigurationError(f"OIDC_ISSUER needs {' and '.join(missing)}: pip install 'workos-sync[oidc]'")
+
+
 def _client(app: Flask, settings: Settings) -> tuple[Any, tuple[type[Exception], ...]]:
     """Return Authlib's client for the issuer, which nothing has called yet, and the errors that its calls raise."""
-    try:
-        from authlib.integrations.base_client import OAuthError  # noqa: PLC0415 - an extra
-        from authlib.integrations.flask_client import OAuth  # noqa: PLC0415
-        from joserfc.errors import JoseError  # noqa: PLC0415
-        from requests import RequestException  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigurationError(
-            f"OIDC_ISSUER needs the package {error.name}; install it with: pip install 'workos-sync[oidc]'"
-        ) from error
+    require_installed()
+    from authlib.integrations.base_client import OAuthError  # noqa: PLC0415 - an extra
+    from authlib.integrations.flask_client import OAuth  # noqa: PLC0415
+    from joserfc.errors import JoseError  # noqa: PLC0415
+    from requests import RequestException  # noqa: PLC0415
+
     secret = settings.oidc_client_secret
     client = OAuth(app).register(
         "oidc",
@@ -79,8 +86,16 @@ def _client(app: Flask, settings: Settings) -> tuple[Any, tuple[type[Exception],
         server_metadata_url=f"{(settings.oidc_issuer or '').rstrip('/')}/.well-known/openid-configuration",
         client_kwargs={"scope": "openid email profile", "code_challenge_method": "S256", "default_timeout": SECONDS},
     )
-    # RuntimeError: the discovery document lacks an endpoint. ValueError: an answer is not JSON.
-    return client, (OAuthError, JoseError, RequestException, RuntimeError, ValueError, KeyError)
+    # RuntimeError: the discovery document lacks an endpoint. The last four: an answer is not what it must be.
+    unusable = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+    return client, (OAuthError, JoseError, RequestException, *unusable)
+
+
+def _forget_old_attempts() -> None:
+    """Keep the state of a few unfinished sign-ins: a browser drops a cookie that is too large."""
+    states = sorted((key for key in session if key.startswith("_state_")), key=lambda key: session[key]["exp"])
+    for key in states[: -MAX_ATTEMPTS + 1]:
+        del session[key]
 
 
 def _claims(client: Any, issuer: str | None) -> dict[str, Any]:
@@ -89,11 +104,15 @@ def _claims(client: Any, issuer: str | None) -> dict[str, Any]:
     An issuer may return address and groups only there (OpenID Connect Core 1.0, section 5.4). The endpoint must answer
     about the same person (section 5.3.2).
     """
-    token = client.authorize_access_token(claims_options={"iss": {"values": [issuer]}})
+    # Authlib also accepts a token for another client if its `azp` names this one.
+    expected = {"iss": {"values": [issuer]}, "aud": {"values": [client.client_id]}}
+    token = client.authorize_access_token(claims_options=expected)
     claims = dict(token["userinfo"])
     if client.load_server_metadata().get("userinfo_endpoint"):
         shown = client.userinfo(token=token)
         if shown.get("sub") != claims["sub"]:
             raise ValueError("UserInfo is about another person")
+        if "email" in claims:  # only the source of an address says whether it is verified
+            shown = {name: value for name, value in shown.items() if name != "email_verified"}
         claims = {**shown, **claims}
     return claims

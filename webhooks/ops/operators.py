@@ -34,10 +34,10 @@ def by_claims(settings: Settings, claims: Mapping[str, Any]) -> tuple[str, list[
     applies.
     """
     email, groups = claims.get("email"), claims.get(settings.oidc_claim)
-    verified = email.strip().casefold() if isinstance(email, str) and claims.get("email_verified") is True else None
+    verified = _spelled(email) if isinstance(email, str) and claims.get("email_verified") is True else None
     named = {group for group in (groups if isinstance(groups, list) else [groups]) if isinstance(group, str)}
     entries = [entry for entry in settings.ops_allowed if entry in named and "@" not in entry]
-    entries += [entry for entry in settings.ops_allowed if entry.casefold() == verified]
+    entries += _addressed(settings, verified)
     return (verified or f"{claims['sub']}", entries) if entries else None
 
 
@@ -48,7 +48,7 @@ def by_proxy(settings: Settings) -> Operator | None:
     """
     if settings.ops_proxy_header is None:
         return None
-    name = request.headers.get(settings.ops_proxy_header, "").strip().casefold()
+    name = _spelled(request.headers.get(settings.ops_proxy_header, ""))
     connection = request.environ.get("werkzeug.proxy_fix.orig", request.environ)
     try:
         sender = ip_of(connection.get("REMOTE_ADDR") or "")
@@ -56,10 +56,20 @@ def by_proxy(settings: Settings) -> Operator | None:
         return None
     if not name or not any(sender in network_of(network) for network in settings.ops_proxy_addresses):
         return None
-    return _allowed(settings, name, [entry for entry in settings.ops_allowed if entry.casefold() == name])
+    return _allowed(settings, name, _addressed(settings, name))
 
 
 def _allowed(settings: Settings, who: str, entries: Collection[str]) -> Operator | None:
     """Return the operator to whom these entries of OPS_ALLOWED apply; None if the setting has none of them."""
     current = set(entries).intersection(settings.ops_allowed)
     return Operator(who, not current <= set(settings.ops_read_only)) if current else None
+
+
+def _addressed(settings: Settings, address: str | None) -> list[str]:
+    """Return the entries of OPS_ALLOWED that are this address. Entries without `@` are groups."""
+    return [entry for entry in settings.ops_allowed if "@" in entry and _spelled(entry) == address]
+
+
+def _spelled(address: str) -> str:
+    """Return an address with its ASCII letters in lower case. Others stay: `ß` and `ss` may be different people."""
+    return address.strip().encode("utf-8", "replace").lower().decode()

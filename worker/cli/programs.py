@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
-from worker import provisioning
+from worker import error_reports, provisioning
 from worker.bootstrap import (
     CLAIM_SECONDS,
     Services,
@@ -27,6 +27,7 @@ from worker.bootstrap import (
     claim_redis,
     endpoint_redis,
     lanes_of,
+    report_errors,
     require_redis_version,
 )
 from worker.cli.announcement import announcement
@@ -57,6 +58,8 @@ log = structlog.get_logger()
 
 CLOCK_HEARTBEAT_SECONDS = 5.0
 """Maximum interval between two heartbeats of the clock, in seconds."""
+NOTIFY_STOP_SECONDS = 10.0
+"""How long a process that ends waits for a message on its way: less than its service manager allows."""
 COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
 
@@ -80,6 +83,8 @@ def supervise_parts(
 ) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process. `command` is announced."""
     file = alive.file_of(command)
+    report_errors(settings)  # its errors of configuration must end the command, not each of its processes
+    error_reports.stop()
     engine = open_database(settings)
     with ExitStack() as at_end:
         at_end.callback(alive.remove, file)
@@ -128,6 +133,7 @@ def _without(sockets: Sequence[socket.socket], program: Program) -> None:
 def web_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
     """Listen on BIND and PORT, and return the web processes."""
     serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
+    serve.require_usable(settings)
     sockets = serve.listen(settings)
     return _Part(serve.processes(settings, redis_url, sockets), sockets)
 
@@ -197,13 +203,14 @@ def _notifying(services: Services, stop: threading.Event) -> Iterator[None]:
     if not services.settings.notify:
         yield
         return
-    thread = threading.Thread(target=run, args=([_notify_task(services)], stop, services.counters), name="notify")
+    loop = ([_notify_task(services)], stop, services.counters)
+    thread = threading.Thread(target=run, args=loop, name="notify", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(NOTIFY_STOP_SECONDS)  # a message that takes longer is sent again by the next process
 
 
 def _notify_task(services: Services) -> PeriodicTask:

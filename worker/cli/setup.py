@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,7 @@ from worker.errors import ConfigurationError
 from worker.lazy import lazy_imports
 
 with lazy_imports():
+    from models import database as transactions
     from models import migrate as migrations
     from models import revisions
     from worker import audit, bootstrap, database, logs, metrics, webhook_endpoints
@@ -62,6 +64,7 @@ def migrate(*, print_sql: bool, start: str | None, rename_environment: bool, rea
     if print_sql:
         _print_sql(start, settings)
         return
+    import_module("worker.kinds")  # whose tables have indexes too
     engine = open_database(settings)
     if not rename_environment:
         database.require_own_database(engine, settings.environment_name)
@@ -70,11 +73,14 @@ def migrate(*, print_sql: bool, start: str | None, rename_environment: bool, rea
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     database.record_environment(engine, settings.environment_name, rename=rename_environment)
+    if rename_environment:
+        transactions.in_transaction(engine, _note_rename, actor(reason), settings.environment_name)
     revision = revisions.newest_revision()
     output.result(f"the database is at revision {revision}", {"revision": revision}, as_json=as_json)
 
 
 def _print_sql(start: str | None, settings: configuration.Settings) -> None:
+    import_module("worker.kinds")
     try:
         script = migrations.upgrade_sql(start, settings.database_schema)
     except ValueError as error:
@@ -84,6 +90,10 @@ def _print_sql(start: str | None, settings: configuration.Settings) -> None:
 
 def _note_migration(by: audit.Actor, tx: Connection, before: str | None, after: str) -> None:
     audit.note(tx, by, Action.MIGRATE, before=before, after=after)
+
+
+def _note_rename(tx: Connection, by: audit.Actor, name: str | None) -> None:
+    audit.note(tx, by, Action.MIGRATE, environment=name)
 
 
 @click.command()

@@ -29,8 +29,10 @@ def redis_key(name: str) -> str:
 
 
 def _name() -> str | None:
-    if found := _valid(sources.environment()):
-        return found
+    """Return ENVIRONMENT_NAME of the environment, else of `.env`, if it is valid."""
+    environment = sources.environment()
+    if (given := environment.get(VARIABLE.lower())) and given.text:
+        return _valid(environment)
     with suppress(ValueError):  # `worker.settings` reports it
         return _valid(sources.env_file())
     return None

@@ -8,12 +8,16 @@ from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 
+import structlog
+
 from models.types import JsonObject
 from worker.errors import ConfigurationError, HookError, NotifyError
 from worker.hooks.targets import WebTarget
 from worker.notify.message import Message
 from worker.settings import Settings
 from worker.settings.values import is_web
+
+log = structlog.get_logger()
 
 SEND_SECONDS = 20.0
 """Time limit for a message."""
@@ -47,7 +51,12 @@ def problems_of(settings: Settings) -> Iterator[str]:
     if urls and find_spec("apprise") is None:
         yield f"{', '.join(urls)}: Apprise is not installed; install the extra, workos-sync[notify]"
         return
-    for name, problem in zip(urls, _apprise(list(urls.values()), None) if urls else [], strict=True):
+    try:
+        problems = _apprise(list(urls.values()), None) if urls else []
+    except NotifyError as error:  # it says nothing about the URLs, and is no reason not to start
+        log.warning("notify_not_checked", error=str(error))
+        return
+    for name, problem in zip(urls, problems, strict=True):
         if problem:
             yield f"the target {name} cannot be used: {problem}; compare it with https://appriseit.com/services"
 
@@ -67,7 +76,11 @@ def _send_through_apprise(url: str, message: Message) -> None:
 
 
 def _apprise(urls: list[str], message: JsonObject | None) -> list[str | None]:
-    """Return a problem, or None, for each URL, from a process that is killed at the time limit."""
+    """Return a problem, or None, for each URL, from a process that is killed at the time limit.
+
+    Raises:
+        NotifyError: the process did not answer in time, or could not be started.
+    """
     try:
         ran = subprocess.run(  # noqa: S603 - our own program; URLs are on its standard input
             CHILD,
@@ -79,8 +92,8 @@ def _apprise(urls: list[str], message: JsonObject | None) -> list[str | None]:
             start_new_session=True,  # Ctrl-C must not end a message
         )
         problems: list[str | None] = json.loads(ran.stdout)["problems"]
-    except subprocess.TimeoutExpired:
-        return [f"no answer within {SEND_SECONDS:g} s"] * len(urls)
+    except subprocess.TimeoutExpired as error:
+        raise NotifyError(f"no answer within {SEND_SECONDS:g} s") from error
     except (subprocess.CalledProcessError, ValueError, OSError) as error:
-        return [f"Apprise failed ({type(error).__name__})"] * len(urls)
+        raise NotifyError(f"Apprise failed ({type(error).__name__})") from error
     return problems

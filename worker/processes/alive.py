@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from worker.errors import OperatorError
 from worker.private_files import HOME
 
 log = structlog.get_logger()
@@ -29,6 +30,8 @@ NOT_EXPECTED = float("inf")
 
 def file_of(command: str) -> Path:
     """Return the file of the newest process that runs `command` in this working directory."""
+    with suppress(OSError):  # containers that share the directory have the same pids
+        return HOME.resolve() / f"{command}.{Path('/proc/self/ns/pid').stat().st_ino}.alive"
     return HOME.resolve() / f"{command}.alive"
 
 
@@ -95,11 +98,16 @@ def silent_processes(file: Path) -> list[tuple[int, float]] | None:
     """Return the pid of each process of a command that does not run, and for how many seconds it has not.
 
     Return None if there is no `file`: the command is not running here, or has just begun to start.
+
+    Raises:
+        OperatorError: the file cannot be read.
     """
     try:
         places = array("d", file.read_bytes())
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise OperatorError(f"{file} cannot be read ({type(error).__name__}); restart the command") from error
     now = time.monotonic()
     ages = [(int(pid), now - at) for pid, at in zip(places[::2], places[1::2], strict=True) if at != NOT_EXPECTED]
     # A time in the future was written before this machine started.

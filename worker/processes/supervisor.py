@@ -20,7 +20,7 @@ import structlog
 
 from worker import error_reports
 from worker.backoff import backoff
-from worker.errors import stack_of, unexpected
+from worker.errors import ConfigurationError, stack_of, unexpected
 from worker.processes.alive import BEAT_SECONDS, Beats
 
 log = structlog.get_logger()
@@ -109,7 +109,8 @@ class Child:
         try:
             self._work()
         except Exception as error:  # noqa: BLE001 - multiprocessing would print the traceback with its values
-            log.error("process_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - see above
+            problem = str(error) if isinstance(error, ConfigurationError) else unexpected(error)
+            log.error("process_failed", error=problem, stack=stack_of(error))  # noqa: TRY400 - see above
             error_reports.capture(error, place="process")
             error_reports.stop()
             sys.exit(1)

@@ -234,7 +234,9 @@ def _workos(
     except ConfigurationError as error:
         remedy = "set the API key and client id of the environment that this database mirrors"
         yield _failure("WorkOS environment", str(error), remedy)
-    except (WorkOSError, RedisError) as error:
+    except RedisError:  # it keeps the rate limits
+        yield _warning("WorkOS", "not asked, because Redis does not answer", "start Redis, then run doctor again")
+    except WorkOSError as error:
         yield _failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
 
 

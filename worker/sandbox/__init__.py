@@ -7,8 +7,8 @@ try:
     from worker.sandbox.scenario import play, populate
     from worker.sandbox.server import Sandbox
     from worker.sandbox.world import World, WorldError
-except ModuleNotFoundError as error:
-    raise ImportError(f"the sandbox needs {error.name}: run pip install {error.name}") from None
+except ModuleNotFoundError:
+    raise ImportError("the sandbox needs its extra: run pip install 'workos-sync[sandbox]'") from None
 
 __all__ = [
     "Deliveries",

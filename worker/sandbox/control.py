@@ -128,10 +128,24 @@ def add_routes(app: web.Application, sandbox: Service) -> None:
         ("GET", "calls"): controls.calls,
     }
     for (method, path), function in served.items():
-        app.router.add_route(method, f"/sandbox/{path}", _serve(validate_call(function)))
+        app.router.add_route(method, f"/sandbox/{path}", _for_programs(_serve(validate_call(function))))
 
 
-def _serve(function: Callable[..., Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _for_programs(handler: Handler) -> Handler:
+    """Refuse requests that a page in a browser sends: it may be anybody's."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        if "Origin" in request.headers:
+            return _refuse(403, "requests of web pages are refused")
+        return await handler(request)
+
+    return serve
+
+
+def _serve(function: Callable[..., Any]) -> Handler:
     """Run `function(**body)` in a thread, since it may wait; what it refuses is answered as 4xx."""
 
     async def serve(request: web.Request) -> web.StreamResponse:

@@ -135,6 +135,7 @@ class Settings(BaseModel):
         uses = {
             "WORKOS_BASE_URL": (self.workos_base_url, "the WorkOS API"),
             "OIDC_ISSUER": (self.oidc_issuer, "sign-in"),
+            "SENTRY_DSN": (self.sentry_dsn.get_secret_value() if self.sentry_dsn else None, "error reports"),
         }
         plain = {name: use for name, (url, use) in uses.items() if values.is_plain_and_remote(url or "")}
         notified = [name for name, url in self.notify_targets.items() if values.is_plain_and_remote(url)]

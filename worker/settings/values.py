@@ -146,6 +146,14 @@ def dsn(raw: str) -> str:
     return raw
 
 
+def _is_http_url(raw: str) -> bool:
+    try:
+        http_url(raw)
+    except ValueError:
+        return False
+    return True
+
+
 def is_plain_and_remote(url: str) -> bool:
     """Return whether `url` is http, and not to this machine: others on the way could read and change the messages."""
     parts = urlsplit(url)
@@ -183,12 +191,8 @@ def notify(raw: str) -> list[str]:
     for number, url in enumerate(urls, start=1):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~]+", url):
             raise ValueError(f"has an entry that is not a URL in ASCII, the one at place {number}; {NOTIFY_FORM}")
-        if is_web(url):
-            try:
-                http_url(url)
-            except ValueError:
-                place = f"the one at place {number}"
-                raise ValueError(f"has an invalid {scheme_of(url)} URL, {place}; {NOTIFY_FORM}") from None
+        if is_web(url) and ("," in url or not _is_http_url(url)):  # a comma is a slip between two entries
+            raise ValueError(f"has an invalid {scheme_of(url)} URL, the one at place {number}; {NOTIFY_FORM}")
     if len(set(urls)) < len(urls):
         raise ValueError("has the same URL twice; remove one")
     return urls
