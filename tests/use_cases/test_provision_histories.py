@@ -174,7 +174,8 @@ class Life:
         self.is_removed(who)
 
     def is_deactivated(self, who: str) -> None:
-        if mine := self.world.membership_of(self.org, who):
+        mine = self.world.membership_of(self.org, who)
+        if mine and mine["status"] != "inactive":  # otherwise nothing happens, and no event says so
             self.world.deactivate_membership(mine["id"])
             self.out[who] = self.world.now()
 
