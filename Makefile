@@ -42,7 +42,7 @@ test: $(VENV)/installed  ## Run the tests but the long ones (under 2½ minutes; 
 	$(PYTEST) -m "not long" --one-database $(ARGS)
 	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
 
-test-all: $(VENV)/installed  ## Run all tests (about 17 minutes)
+test-all: $(VENV)/installed  ## Run all tests (about 12 minutes)
 	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types
