@@ -121,7 +121,8 @@ def test_next_catch_up_resumes_after_failed_page(
     assert mirror(one_engine)["inbox_to"] is None
     calls = sandbox.calls["GET", EVENTS]
     assert catch_up(one_engine, workos).new == 250
-    assert sandbox.calls["GET", EVENTS] - calls == 3
+    rest, again = 3, 5  # from the beginning too: events may have appeared before the cursor
+    assert sandbox.calls["GET", EVENTS] - calls == rest + again
     apply_all(one_engine)
     assert differences(one_engine, sandbox.world.truth()) == []
 

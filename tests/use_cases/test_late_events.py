@@ -147,3 +147,19 @@ def test_every_late_event_is_applied(
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages
     run_state_machine_as_test(lambda: Lateness(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]
+
+
+def test_late_events_that_failed_catch_ups_passed_are_read(
+    one_engine: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the first catch-up has ended, failed ones move the cursor past events that the API does not show yet."""
+    monkeypatch.setattr(client, "PAGE", 5)
+    state = Lateness(one_engine, endpoint, redis)
+    state.begins("inserted")
+    state.people_sign_up(delay=1336, people=1)
+    state.people_sign_up(delay=0, people=7)
+    state.a_worker_will_die(answers=2)
+    state.all_goes_its_way(1)  # stores the first page, and dies
+    state.time_passes(8000)
+    state.people_sign_up(delay=0, people=1)
+    state.teardown()

@@ -91,8 +91,7 @@ def catch_up(
     for page in events.after_or_since(position.cursor, position.since(position.read_to, now)):
         new += write(engine, _store_and_advance, page, inbox_to)
         returned += len(page.items)
-    # Every ten minutes, read the last two hours again.
-    if position.inbox_to is not None and (start := _round_down(position.inbox_to)) != _round_down(inbox_to):
+    if (start := _reread_from(position, inbox_to)) is not None:
         _, late = _store_since(engine, events, position.since(start, now))
         if late:
             log.warning("late_events_found", number=late)
@@ -162,6 +161,17 @@ def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int
         if unknown := unknown_events(engine, events_of(page).valid):
             new += in_transaction(engine, store_events, unknown)
     return returned, new
+
+
+def _reread_from(position: Position, inbox_to: datetime) -> datetime | None:
+    """Return the time before which the last two hours are read again, every ten minutes; None if it is not yet due.
+
+    Until a catch-up has ended, failed ones may have moved the cursor, and late events may have appeared before it.
+    """
+    if position.inbox_to is None:
+        return (position.backfill_from or position.read_to) if position.cursor is not None else None
+    start = _round_down(position.inbox_to)
+    return start if start != _round_down(inbox_to) else None
 
 
 def _round_down(time: datetime) -> datetime:
