@@ -41,7 +41,7 @@ class Notice(Base):
     """When it was first seen."""
     attempted: Mapped[bool] = mapped_column(server_default=false())
     """Whether a message about it was sent, which the target may have accepted before its process was killed."""
-    told_at: Mapped[datetime | None]
+    notified_at: Mapped[datetime | None]
     """When the target last accepted a message about it; None if it never has."""
     gone_since: Mapped[datetime | None]
     """When it was first seen not to hold any more."""

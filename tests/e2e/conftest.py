@@ -2,12 +2,21 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 DESKTOP = {"width": 1280, "height": 900}
 TIMEOUT_MS = 30_000
+
+
+@pytest.fixture
+def folder(quick_folder: Path) -> Iterator[Path]:
+    """An empty folder. Its path leaves room for the name of a socket."""
+    (made := quick_folder / "start").mkdir()
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -31,14 +31,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def folder(quick_folder: Path) -> Iterator[Path]:
-    """An empty folder. Its path leaves room for the name of a socket."""
-    (made := quick_folder / "laptop").mkdir()
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture
 def shell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     with shell_in(folder) as opened:

@@ -28,14 +28,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def folder(quick_folder: Path) -> Iterator[Path]:
-    """An empty folder. Its path leaves room for the name of a socket."""
-    (made := quick_folder / "start").mkdir()
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture
 def shell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     """A shell in the empty folder, whose `python3` is the interpreter of these tests."""
     monkeypatch.setenv("PATH", f"{sys.base_exec_prefix}/bin{os.pathsep}{os.environ['PATH']}")

@@ -26,17 +26,17 @@ def test_processes_notify_once(
     commands.settings |= QUICK | {"DATABASE_URL": url, "REDIS_URL": valkey.url}
     commands.settings |= {"NOTIFY": web_host.url, "NOTIFY_SECRET": SECRET, "NOTIFY_REMIND_SECONDS": 30 * 86400}
 
-    def told(word: str) -> list[str]:
+    def reported(word: str) -> list[str]:
         return [each["name"] for message in web_host.took for each in message["data"][word]]
 
     def after_hours(word: str, name: str) -> bool:
-        """Let hours pass, again if a process was just writing what it knew before; return whether `name` was told."""
+        """Let hours pass, also if a process has just written its rows; return whether `name` was reported."""
         later(engine, 7 * 3600)
-        return name in told(word)
+        return name in reported(word)
 
     clock = commands.start("clock")
     eventually(lambda: after_hours("begun", "no_worker"), 60)
-    eventually(lambda: any(row["told_at"] for row in rows(engine, Notice) if row["name"] == "no_worker"), 30)
+    eventually(lambda: any(row["notified_at"] for row in rows(engine, Notice) if row["name"] == "no_worker"), 30)
     clock.kill()
     clock = commands.start("clock")
     [before] = [row["at"] for row in rows(engine, Tick) if row["name"] == NOTIFY_TICK]
@@ -47,7 +47,7 @@ def test_processes_notify_once(
     clock.stop()
     execute(engine, update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_now_plus(-300)))
     eventually(lambda: after_hours("begun", "no_clock"), 60)
-    assert told("begun").count("no_worker") == 1, "the clock that was started again did not repeat it"
+    assert reported("begun").count("no_worker") == 1, "the clock that was started again did not repeat it"
     assert [row["attempts"] for row in rows(engine, NotifyTarget)] == [0]
     worker.stop()
     engine.dispose()

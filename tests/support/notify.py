@@ -1,12 +1,9 @@
 """Notifications: conditions that hold, and a service that Apprise calls."""
 
 import json
-import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sqlalchemy import Engine, select, update
 
@@ -14,6 +11,7 @@ from models.database import in_transaction, write_transaction
 from models.tables import Notice, NotifyTarget
 from models.types import db_now_plus
 from tests.support import JSON
+from tests.support.receiver import Receiver, receiving
 from worker.notify.plan import Held
 
 REMIND = timedelta(hours=24)
@@ -24,46 +22,31 @@ def held(name: str = "failed_events", severity: str = "problem", subject: str = 
 
 
 class Service:
-    """A service that Apprise posts JSON to (`json://`). It answers with `answers`, then 200, and keeps the messages."""
+    """A service that Apprise posts JSON to (`json://`), at a URL that contains the secret `path`."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.answers: deque[int] = deque()
-        self.took: list[JSON] = []
+    def __init__(self, receiver: Receiver, path: str) -> None:
+        self.url = f"json://{receiver.place}/{path}"
+        self.answers = receiver.answers
+        self._receiver, self._path = receiver, f"/{path}"
+
+    @property
+    def took(self) -> list[JSON]:
+        """The messages that it accepted at its URL."""
+        return [json.loads(body) for path, body in self._receiver.accepted if path == self._path]
 
 
 @contextmanager
 def json_service(path: str = "secret-path") -> Iterator[Service]:
-    """Run a service; its URL for NOTIFY contains the secret `path`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status = service.answers.popleft() if service.answers else 200
-            if status < 300 and self.path == f"/{path}":
-                service.took.append(body)
-            self.send_response(status)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    service = Service(f"json://127.0.0.1:{server.server_port}/{path}")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield service
-    finally:
-        server.shutdown()
-        server.server_close()
+    """Run a service."""
+    with receiving() as receiver:
+        yield Service(receiver, path)
 
 
 def later(engine: Engine, seconds: float) -> None:
     """Let `seconds` pass: everything that was recorded about notifications becomes older."""
     by = timedelta(seconds=seconds)
     with write_transaction(engine) as tx:
-        for table, columns in ((Notice, ("since", "told_at", "gone_since")), (NotifyTarget, ("due_at",))):
+        for table, columns in ((Notice, ("since", "notified_at", "gone_since")), (NotifyTarget, ("due_at",))):
             key = list(table.__table__.primary_key)
             for row in tx.execute(select(table.__table__)).mappings().all():
                 older = {name: row[name] - by for name in columns if row[name]}

@@ -1,4 +1,4 @@
-"""What is kept of a payload: JSON that every database can store, and who made the change."""
+"""Payloads are stored as JSON that every database accepts, with the actor of the change."""
 
 import json
 import math

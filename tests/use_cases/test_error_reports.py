@@ -1,10 +1,7 @@
 """With SENTRY_DSN, unexpected errors are reported to Sentry: the place in the code, and no value."""
 
-import gzip
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ from sqlalchemy import Engine
 
 from models.tables import Event
 from tests.support import accept, made, rows
+from tests.support.receiver import Receiver, receiving
 from worker import error_reports
 from worker.bootstrap import Services
 from worker.inbox.drain import Drain, DrainLimits
@@ -23,40 +21,27 @@ SECRET = "ann@acme.example"
 
 
 class Sentry:
-    """A server that keeps the events in the envelopes that it gets."""
+    """A server that plays Sentry."""
 
-    def __init__(self) -> None:
-        self.bodies: list[bytes] = []
-        took = self.bodies
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self.dsn = f"http://{'k' * 32}@{receiver.place}/1"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                took.append(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.dsn = f"http://{'k' * 32}@127.0.0.1:{self.server.server_port}/1"
+    @property
+    def bodies(self) -> list[bytes]:
+        return [body for _, body in self._receiver.accepted]
 
     def events(self) -> list[dict[str, Any]]:
-        """All events, once this process has sent what it had queued."""
+        """All events, once this process has sent what it had queued. The third line of an envelope is its event."""
         error_reports.stop()
         return [json.loads(body.splitlines()[2]) for body in self.bodies]
 
 
 @pytest.fixture
 def sentry() -> Iterator[Sentry]:
-    running = Sentry()
-    threading.Thread(target=running.server.serve_forever, daemon=True).start()
-    yield running
-    error_reports.stop()
-    running.server.shutdown()
-    running.server.server_close()
+    with receiving() as receiver:
+        yield Sentry(receiver)
+        error_reports.stop()
 
 
 def fail(address: str) -> None:

@@ -1,4 +1,4 @@
-"""Targets of NOTIFY are told once when a condition begins, again at intervals, and when it has ended."""
+"""Targets of NOTIFY are notified once when a condition begins, again at intervals, and when it has ended."""
 
 import re
 import sys
@@ -64,7 +64,7 @@ def notifier_of(engine: Engine, found: Mapping[str, Target]) -> Notifier:
     return Notifier(engine, found, REMIND, Sender("staging", PAGES), unexpected)
 
 
-def told(host: Web) -> list[dict[str, list[str]]]:
+def sent(host: Web) -> list[dict[str, list[str]]]:
     """The conditions in each message, by what is said about them."""
     return [
         {
@@ -76,15 +76,15 @@ def told(host: Web) -> list[dict[str, list[str]]]:
     ]
 
 
-def test_a_condition_is_told_once_with_reminders_and_its_end(engine: Engine, notifier: Notifier, web_host: Web) -> None:
+def test_a_condition_is_reported_once_with_reminders_and_end(engine: Engine, notifier: Notifier, web_host: Web) -> None:
     both = [held(), held("drift", "warning")]
-    notifier.tell(both)
+    notifier.notify(both)
     assert web_host.took == [], "it may be a restart"
     later(engine, 61)
     for _ in range(3):
-        notifier.tell(both)
-    notifier_of(engine, notifier.targets).tell(both)  # of another host, or after a restart
-    assert told(web_host) == [{"begun": ["failed_events", "drift"]}], "in one message, once, the worst first"
+        notifier.notify(both)
+    notifier_of(engine, notifier.targets).notify(both)  # of another host, or after a restart
+    assert sent(web_host) == [{"begun": ["failed_events", "drift"]}], "in one message, once, the worst first"
     first = web_host.took[0]
     assert (first["type"], first["data"]["begun"][0]) == (
         "conditions.changed",
@@ -99,28 +99,28 @@ def test_a_condition_is_told_once_with_reminders_and_its_end(engine: Engine, not
         },
     )
     later(engine, 24 * 3600)
-    notifier.tell(both)
-    notifier.tell([])
-    assert told(web_host)[1:] == [{"continuing": ["failed_events", "drift"]}]
+    notifier.notify(both)
+    notifier.notify([])
+    assert sent(web_host)[1:] == [{"continuing": ["failed_events", "drift"]}]
     later(engine, 61)
     for _ in range(2):
-        notifier.tell([held("drift", "warning")])
-    assert told(web_host)[2:] == [{"ended": ["failed_events"]}]
+        notifier.notify([held("drift", "warning")])
+    assert sent(web_host)[2:] == [{"ended": ["failed_events"]}]
     assert len({message["id"] for message in web_host.took}) == 3
     assert [row["name"] for row in rows(engine, Notice)] == ["drift"]
 
 
 def test_two_hosts_send_one_message(engine: Engine, notifier: Notifier, web_host: Web) -> None:
-    notifier.tell([held()])
+    notifier.notify([held()])
     later(engine, 61)
     web_host.open.clear()  # the first is still sending when the second begins
     with ThreadPoolExecutor() as pool:
-        telling = [pool.submit(notifier.tell, [held()]) for _ in range(2)]
-        eventually(lambda: any(each.done() for each in telling), 10)  # it found the lease taken
+        sending = [pool.submit(notifier.notify, [held()]) for _ in range(2)]
+        eventually(lambda: any(each.done() for each in sending), 10)  # it found the lease taken
         web_host.open.set()
-        for each in telling:
+        for each in sending:
             each.result()
-    assert told(web_host) == [{"begun": ["failed_events"]}]
+    assert sent(web_host) == [{"begun": ["failed_events"]}]
 
 
 def test_a_message_that_may_have_arrived_is_repeated_with_its_id(engine: Engine, web_host: Web) -> None:
@@ -131,21 +131,21 @@ def test_a_message_that_may_have_arrived_is_repeated_with_its_id(engine: Engine,
         lose_leases(engine)
 
     frozen, other = (notifier_of(engine, {"host": target}) for target in (post_and_freeze, post))
-    frozen.tell([held()])
+    frozen.notify([held()])
     later(engine, 61)
-    frozen.tell([held()])
-    other.tell([held()])
-    other.tell([held()])
-    assert told(web_host) == [{"begun": ["failed_events"]}] * 2
+    frozen.notify([held()])
+    other.notify([held()])
+    other.notify([held()])
+    assert sent(web_host) == [{"begun": ["failed_events"]}] * 2
     assert len({message["id"] for message in web_host.took}) == 1
     both = [held(), held("drift")]
-    frozen.tell(both)
+    frozen.notify(both)
     later(engine, 61)
-    frozen.tell(both)
+    frozen.notify(both)
     for _ in range(2):  # it ends before the message could be repeated
-        other.tell([held()])
+        other.notify([held()])
         later(engine, 61)
-    assert told(web_host)[2:] == [{"begun": ["drift"]}, {"ended": ["drift"]}]
+    assert sent(web_host)[2:] == [{"begun": ["drift"]}, {"ended": ["drift"]}]
 
 
 def test_a_failing_target_gets_one_message_when_it_works_again(
@@ -153,37 +153,37 @@ def test_a_failing_target_gets_one_message_when_it_works_again(
 ) -> None:
     [name] = notifier.targets
     web_host.answers.extend([500, 404, 302])
-    notifier.tell([held()])
+    notifier.notify([held()])
     later(engine, 61)
     for attempt, wait in enumerate((15, 30, 60), start=1):
-        notifier.tell([held()])
-        notifier.tell([held()])
+        notifier.notify([held()])
+        notifier.notify([held()])
         assert web_host.tried == attempt, "the next attempt is not due yet"
         later(engine, wait - 5)
-        notifier.tell([held()])
+        notifier.notify([held()])
         assert web_host.tried == attempt, "the pause doubles"
         later(engine, 6)
     [row] = rows(engine, NotifyTarget)
     assert (row["attempts"], row["error"]) == (3, "answered 302")
     own = held("notify_failed", "warning", name)
-    notifier.tell([held(), held("drift", "warning"), own])
+    notifier.notify([held(), held("drift", "warning"), own])
     later(engine, 61)
-    notifier.tell([held("drift", "warning"), own])
-    assert told(web_host) == [{"begun": ["failed_events"]}, {"begun": ["drift"]}], "never about itself"
+    notifier.notify([held("drift", "warning"), own])
+    assert sent(web_host) == [{"begun": ["failed_events"]}, {"begun": ["drift"]}], "never about itself"
     assert rows(engine, NotifyTarget)[0]["attempts"] == 0
 
 
-def test_a_target_is_told_that_it_works_again_and_what_ended(engine: Engine, notifier: Notifier, web_host: Web) -> None:
+def test_a_target_that_works_again_is_notified_of_what_ended(engine: Engine, notifier: Notifier, web_host: Web) -> None:
     web_host.answers.append(503)
-    notifier.tell([held()])
+    notifier.notify([held()])
     later(engine, 61)
-    notifier.tell([held()])
+    notifier.notify([held()])
     later(engine, 61)
-    notifier.tell([])  # ended meanwhile
-    assert (told(web_host), rows(engine, NotifyTarget)[0]["attempts"]) == ([{}], 0)
+    notifier.notify([])  # ended meanwhile
+    assert (sent(web_host), rows(engine, NotifyTarget)[0]["attempts"]) == ([{}], 0)
     later(engine, 61)
-    notifier.tell([])
-    assert told(web_host)[1:] == [{"ended": ["failed_events"]}]
+    notifier.notify([])
+    assert sent(web_host)[1:] == [{"ended": ["failed_events"]}]
 
 
 def test_a_slow_target_is_cut_off_and_delays_no_other(
@@ -194,12 +194,12 @@ def test_a_slow_target_is_cut_off_and_delays_no_other(
         apprise = slow.replace("http://", "json://")
         found = targets.targets(settings(notify=f"{slow},{web_host.url},{apprise}"))
         notifier = notifier_of(engine, found)
-        notifier.tell([held()])
+        notifier.notify([held()])
         later(engine, 61)
         begun = time.monotonic()
-        notifier.tell([held()])
+        notifier.notify([held()])
         assert time.monotonic() - begun < 8
-    assert told(web_host) == [{"begun": ["failed_events"]}]
+    assert sent(web_host) == [{"begun": ["failed_events"]}]
     failed = {row["name"]: row["error"] for row in rows(engine, NotifyTarget) if row["attempts"]}
     assert failed == dict.fromkeys([slow.split("/")[2], "json"], "no answer within 2 s")
 
@@ -210,9 +210,9 @@ def test_an_unexpected_error_is_reported_and_counts_as_a_refusal(one_engine: Eng
 
     reported: list[BaseException] = []
     notifier = replace(notifier_of(one_engine, {"broken": broken}), report=reported.append)
-    notifier.tell([held()])
+    notifier.notify([held()])
     later(one_engine, 61)
-    notifier.tell([held()])
+    notifier.notify([held()])
     [row] = rows(one_engine, NotifyTarget)
     assert row["attempts"] == 1 and row["error"].startswith("KeyError at ") and "secret-path" not in row["error"]
     assert [type(error) for error in reported] == [KeyError]
@@ -221,18 +221,18 @@ def test_an_unexpected_error_is_reported_and_counts_as_a_refusal(one_engine: Eng
 def test_an_error_of_the_database_is_raised(one_engine: Engine) -> None:
     execute(one_engine, text("DROP TABLE notices"))
     with pytest.raises(DBAPIError):
-        notifier_of(one_engine, {"never": lambda _message: None}).tell([held()])
+        notifier_of(one_engine, {"never": lambda _message: None}).notify([held()])
 
 
-# When something is told
+# When something is reported
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
-def known(told_at: timedelta | None = None, gone: timedelta | None = None, severity: str = "problem") -> Known:
-    """A condition that began two days ago, and was told and gone that long ago."""
-    times = (each if each is None else NOW - each for each in (told_at, gone))
-    return Known("failed_events", "", severity, NOW - timedelta(days=2), told_at is not None, *times)
+def known(notified_at: timedelta | None = None, gone: timedelta | None = None, severity: str = "problem") -> Known:
+    """A condition that began two days ago, and was reported and gone that long ago."""
+    times = (each if each is None else NOW - each for each in (notified_at, gone))
+    return Known("failed_events", "", severity, NOW - timedelta(days=2), notified_at is not None, *times)
 
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -259,13 +259,13 @@ NONE: list[Held] = []
         (known(MINUTE), [held(severity="warning"), held()], {}),
     ],
 )
-def test_when_something_is_told(before: Known | None, holding: list[Held], says: set[str]) -> None:
+def test_when_something_is_reported(before: Known | None, holding: list[Held], says: set[str]) -> None:
     recorded: dict[Key, Known] = {before.key: before} if before else {}
     found = plan(recorded, holding, NOW, REMIND)
     said = {word for word in WORDS if getattr(found, word)}
     assert said == set(says)
-    again = plan(found.when_told(), holding, NOW, REMIND)
-    assert not again.says and not (again.changed and found.says), "told once"
+    again = plan(found.when_sent(), holding, NOW, REMIND)
+    assert not again.says and not (again.changed and found.says), "reported once"
 
 
 def test_a_condition_that_its_cause_hides_has_not_ended() -> None:
@@ -274,7 +274,7 @@ def test_a_condition_that_its_cause_hides_has_not_ended() -> None:
     assert hidden.known["overdue", ""].gone_since is None and not hidden.says
 
 
-# What is told
+# What is reported
 
 
 def test_one_cause_is_one_notice(make_services: Callable[..., Services], web_host: Web) -> None:
@@ -307,7 +307,7 @@ def test_a_failing_target_is_a_condition_until_it_works_or_is_removed(
         assert judge(engine, services.report_redis, services.settings).conditions == []
 
 
-def test_no_error_message_is_told(make_services: Callable[..., Services]) -> None:
+def test_no_error_message_is_reported(make_services: Callable[..., Services]) -> None:
     services = make_services(workos_api_key="sk_test", workos_client_id="client_1")
     mark_as_filled(services.engine)
     failing = update(Tail).values(complete_at=db_now_plus(-999), error="ann@acme.example is unknown")
@@ -352,9 +352,9 @@ def test_a_test_message_goes_to_each_target(environment: Callable[..., None], we
 def test_apprise_gets_the_text_for_people(service: Service, one_engine: Engine) -> None:
     found = targets.targets(settings(notify=service.url))
     notifier = notifier_of(one_engine, found)
-    notifier.tell([held("drift", "warning")])
+    notifier.notify([held("drift", "warning")])
     later(one_engine, 61)
-    notifier.tell([held("drift", "warning")])
+    notifier.notify([held("drift", "warning")])
     [message] = service.took
     assert (message["title"], message["type"]) == ("workos-sync (staging, sync.example.com): 1 new warning", "warning")
     assert message["message"] == f"New warning: drift holds: do this\n{PAGES}/ops/"

@@ -1,4 +1,4 @@
-"""Who may use the pages: owners of a token, people an identity provider knows, and people a proxy has signed in."""
+"""Decides who may use the pages: owners of a token, people from an identity provider, and people from a proxy."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What each way of signing in does: start a session, refuse somebody, and open the page that was asked for."""
+"""Shared by all ways of signing in: starts sessions, refuses people, and checks which page to open."""
 
 import re
 

@@ -64,8 +64,8 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
     operators out.
     """
     tokens = sorted((name, token.get_secret_value()) for name, token in settings.ops_tokens.items())
-    if not tokens:
-        others = filter(None, (settings.oidc_client_secret, *settings.workos_webhook_secrets))
+    if not tokens:  # operators sign in elsewhere
+        others = [secret for secret in (settings.oidc_client_secret, *settings.workos_webhook_secrets) if secret]
         tokens = [("", secret.get_secret_value()) for secret in others]
     app.secret_key = hmac.digest(b"workos-sync ops session", repr(tokens).encode(), hashlib.sha256)
     app.session_interface = _Sessions()
@@ -74,7 +74,7 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
         SESSION_COOKIE_NAME="workos_sync_ops",
         SESSION_COOKIE_PATH="/ops",
         SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Lax",  # "Strict" would sign out whoever follows a link in an alert.
+        SESSION_COOKIE_SAMESITE="Lax",  # With "Strict", a link in an alert would open the page for signing in.
         SESSION_REFRESH_EACH_REQUEST=False,  # The cookie ends with the session.
         WTF_CSRF_CHECK_DEFAULT=False,  # Only the pages need it.
         WTF_CSRF_TIME_LIMIT=None,  # As long as the session.
@@ -102,7 +102,7 @@ def add(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
 
     @routes.post("/sign-out")
     def sign_out() -> AnyResponse:
-        if isinstance(id := session.get("id"), str):  # not of somebody whom a proxy has signed in
+        if isinstance(id := session.get("id"), str):  # a proxy keeps no session here
             operator_sessions.sign_out(engine, id, g.operator)
         session.clear()
         return redirect(url_for("ops.sign_in"))

@@ -51,7 +51,7 @@ from worker.repair import sessions
 from worker.repair.environment import bind, connect
 from worker.repair.missed_losses import note_missed_losses
 from worker.repair.schedule import schedule, take_tick, watch
-from worker.reports.notices import conditions_to_tell
+from worker.reports.notices import conditions_to_report
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -224,7 +224,7 @@ def _notify_task(services: Services) -> PeriodicTask:
 
     def compare() -> None:
         if in_transaction(engine, take_tick, NOTIFY_TICK, 0.9 * seconds):
-            notifier.tell(conditions_to_tell(engine, services.report_redis, settings))
+            notifier.notify(conditions_to_report(engine, services.report_redis, settings))
 
     return PeriodicTask("notify", seconds, compare)
 

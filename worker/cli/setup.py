@@ -61,10 +61,10 @@ def migrate(*, print_sql: bool, start: str | None, rename_environment: bool, rea
     settings = logging_settings()
     if start is not None and not print_sql:
         raise click.UsageError("--from needs --print-sql")
+    import_module("worker.kinds")  # its tables have indexes too
     if print_sql:
         _print_sql(start, settings)
         return
-    import_module("worker.kinds")  # whose tables have indexes too
     engine = open_database(settings)
     if not rename_environment:
         database.require_own_database(engine, settings.environment_name)
@@ -80,7 +80,6 @@ def migrate(*, print_sql: bool, start: str | None, rename_environment: bool, rea
 
 
 def _print_sql(start: str | None, settings: configuration.Settings) -> None:
-    import_module("worker.kinds")
     try:
         script = migrations.upgrade_sql(start, settings.database_schema)
     except ValueError as error:

@@ -39,7 +39,7 @@ class Sender(NamedTuple):
 
 
 def make_message(target: str, found: Plan, sender: Sender) -> Message:
-    """Return the message that tells a plan. One without conditions says that earlier messages were not accepted."""
+    """Return the message for a plan. One without conditions says that earlier messages were not accepted."""
     counts = [
         *_counted(found.begun, "new"),
         *_counted(found.continuing, "continuing"),
@@ -102,10 +102,10 @@ def _as_json(held: Held, found: Plan, sender: Sender) -> JsonObject:
 
 
 def _id(target: str, found: Plan) -> str:
-    """Return the id of a message: a hash of what it tells, and of when that was last told."""
-    told = [
-        (word, *each.key, found.known[each.key].since, found.known[each.key].told_at)
+    """Return the id of a message: a hash of its conditions, and of when each was last reported."""
+    conditions = [
+        (word, *each.key, found.known[each.key].since, found.known[each.key].notified_at)
         for word, group in (("begun", found.begun), ("continuing", found.continuing), ("ended", found.ended))
         for each in group
     ]
-    return f"notice_{hashlib.sha256(repr((target, told or found.now)).encode()).hexdigest()[:32]}"
+    return f"notice_{hashlib.sha256(repr((target, conditions or found.now)).encode()).hexdigest()[:32]}"

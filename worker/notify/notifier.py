@@ -1,7 +1,7 @@
-"""Tells each target of `NOTIFY` which conditions begin, continue and end.
+"""Notifies each target of `NOTIFY` of the conditions that begin, continue and end.
 
-What a target knows is in the database, so that a restart repeats nothing. A message and its record cannot be one
-transaction: if a process is killed between the two, another one sends the same message again, with the same id.
+The database records which conditions each target knows, so that a restart repeats nothing. A message and its record
+cannot be one transaction: if a process is killed between the two, another sends the message again, with the same id.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ from worker.notify.targets import Target
 log = structlog.get_logger()
 
 NOTIFY_TICK = "notify"
-"""The tick by which one process at a time compares what holds with what the targets know."""
+"""The tick by which one process at a time compares the conditions with those that the targets know."""
 ROUNDS = 3
 """A comparison is made each time this number of `REPAIR_SECONDS` has passed."""
 FIRST_BACKOFF_SECONDS = 15.0
 MAX_BACKOFF_SECONDS = 600.0
 OWN_FAILURE = "notify_failed"
-"""The condition about a failing target, which is told to the other targets only."""
+"""The condition about a failing target, which is reported to the other targets only."""
 TARGETS = LeasedTable(NotifyTarget.name, NotifyTarget.leased_until, NotifyTarget.fence)
 COLUMNS = [Notice.__table__.c[name] for name in Known._fields]
 
@@ -65,18 +65,18 @@ class Notifier:
     sender: Sender
     report: Callable[[BaseException], object]
 
-    def tell(self, held: list[Held]) -> None:
+    def notify(self, held: list[Held]) -> None:
         """Send what is due to all targets at the same time, so that a slow one delays no other.
 
         Raises:
             sqlalchemy.exc.DBAPIError: the database is unavailable.
         """
         with ThreadPoolExecutor(len(self.targets), "notify") as pool:
-            telling = [pool.submit(self._tell, name, held) for name in self.targets]
-        for each in telling:
+            sending = [pool.submit(self._notify_target, name, held) for name in self.targets]
+        for each in sending:
             each.result()
 
-    def _tell(self, name: str, held: list[Held]) -> None:
+    def _notify_target(self, name: str, held: list[Held]) -> None:
         held = [each for each in held if each.key != (OWN_FAILURE, name)]
         found, state = self._plan(name, held)
         if not found.changed and not _sends(found, state):
@@ -84,14 +84,14 @@ class Notifier:
         in_transaction(self.engine, _add, name)
         with TARGETS.lease(self.engine, name) as lease:
             if lease is None:
-                return  # another process tells this target
+                return  # another process notifies this target
             try:
-                self._tell_leased(lease, held)
+                self._notify_leased(lease, held)
             except LeaseLostError:
                 log.warning("notify_lease_lost", target=name)
 
-    def _tell_leased(self, lease: Lease, held: list[Held]) -> None:
-        found, state = self._plan(lease.key, held)  # again, because another process may just have told the target
+    def _notify_leased(self, lease: Lease, held: list[Held]) -> None:
+        found, state = self._plan(lease.key, held)  # again, because another process may just have notified the target
         sends = _sends(found, state)
         before = found.when_attempted() if sends else found.known
         lease.in_transaction(self.engine, _record, lease.key, state.known, before)
@@ -118,7 +118,7 @@ class Notifier:
 
 
 def _sends(found: Plan, state: _State) -> bool:
-    """Return whether a message is due. After failures one is, even if what it should have told has ended."""
+    """Return whether a message is due. After failures one is, even if every condition has ended."""
     return state.due and (found.says or state.attempts > 0)
 
 
@@ -146,7 +146,7 @@ def _record(tx: Connection, name: str, before: Mapping[Key, Known], after: Mappi
 
 
 def _record_success(tx: Connection, name: str, found: Plan) -> None:
-    _record(tx, name, found.when_attempted(), found.when_told())
+    _record(tx, name, found.when_attempted(), found.when_sent())
     tx.execute(update(NotifyTarget).where(NotifyTarget.name == name).values(attempts=0, error=None, due_at=db_now()))
 
 

@@ -1,7 +1,7 @@
-"""Decides what to tell a target. Pure: no clock and no database.
+"""Decides which conditions to report to a target. Pure: no clock and no database.
 
-A condition is told once it has held for a while, again at intervals, and once it has been gone for a while. So a
-restart or a short outage tells nobody, and conditions that begin together are told together.
+A condition is reported when it has held for a while, again at intervals, and when it has been gone for a while. So a
+restart or a short outage sends nothing, and conditions that begin together are reported together.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ Key = tuple[str, str]
 """Name of a condition, and its subject: the hook, lane or target that it is about, otherwise empty."""
 PROBLEM = "problem"
 ENDED_AFTER = timedelta(minutes=1)
-"""How long a condition must be gone before that is told."""
+"""How long a condition must be gone before its end is reported."""
 
 
 class Held(NamedTuple):
@@ -27,9 +27,9 @@ class Held(NamedTuple):
     page: str
     """The path of the page that shows more."""
     after: timedelta
-    """How long it must hold before it is told."""
+    """How long it must hold before it is reported."""
     explained: bool
-    """Whether another condition explains it, whose sentence mentions it: it is not told by itself."""
+    """Whether the sentence of another condition, its cause, mentions it. Then it is not reported by itself."""
 
     @property
     def key(self) -> Key:
@@ -45,7 +45,7 @@ class Known(NamedTuple):
     severity: str
     since: datetime
     attempted: bool = False
-    told_at: datetime | None = None
+    notified_at: datetime | None = None
     gone_since: datetime | None = None
 
     @property
@@ -55,7 +55,7 @@ class Known(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to tell a target, and what to record."""
+    """The conditions to report to a target, and the rows to record."""
 
     begun: list[Held]
     continuing: list[Held]
@@ -68,27 +68,27 @@ class Plan(NamedTuple):
 
     @property
     def says(self) -> bool:
-        """Whether there is anything to tell."""
+        """Whether there is anything to report."""
         return bool(self.begun or self.continuing or self.ended)
 
     def when_attempted(self) -> dict[Key, Known]:
         """Return what to record before the message is sent."""
-        telling = {each.key for each in self.begun}
-        return {key: known._replace(attempted=known.attempted or key in telling) for key, known in self.known.items()}
+        sending = {each.key for each in self.begun}
+        return {key: known._replace(attempted=known.attempted or key in sending) for key, known in self.known.items()}
 
-    def when_told(self) -> dict[Key, Known]:
+    def when_sent(self) -> dict[Key, Known]:
         """Return what to record once the target has accepted the message."""
-        told = {each.key: each for each in (*self.begun, *self.continuing)}
+        sent = {each.key: each for each in (*self.begun, *self.continuing)}
         ended = {each.key for each in self.ended}
-        return {
-            key: known._replace(attempted=True, told_at=self.now, severity=told[key].severity) if key in told else known
-            for key, known in self.known.items()
-            if key not in ended
+        kept = {key: known for key, known in self.known.items() if key not in ended}
+        return kept | {
+            key: kept[key]._replace(attempted=True, notified_at=self.now, severity=each.severity)
+            for key, each in sent.items()
         }
 
 
 def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind: timedelta) -> Plan:
-    """Return what to tell a target that knows `known`, while `held` holds.
+    """Return what to report to a target that knows `known`, while `held` holds.
 
     `now`, and the times in `known`, are by the database's clock. `remind` is the time between two reminders.
     """
@@ -103,12 +103,12 @@ def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind
                 ended.append(each)
         elif not current.explained:
             worse = current.severity == PROBLEM != each.severity
-            if (each.told_at is None or worse) and now - each.since >= current.after:
+            if (each.notified_at is None or worse) and now - each.since >= current.after:
                 begun.append(current)
-            elif each.told_at is not None and now - each.told_at >= remind:
+            elif each.notified_at is not None and now - each.notified_at >= remind:
                 continuing.append(current)
-    for told in (begun, continuing):
-        told.sort(key=lambda each: each.severity != PROBLEM)  # problems come first
+    for reported in (begun, continuing):
+        reported.sort(key=lambda each: each.severity != PROBLEM)  # problems come first
     return Plan(begun, continuing, ended, now, after, dict(known) != after)
 
 
@@ -123,7 +123,7 @@ def _worst(held: Iterable[Held]) -> dict[Key, Held]:
 
 def _next(known: Known | None, held: Held | None, now: datetime) -> Known | None:
     """Return what to record about a condition; None if nothing."""
-    if known is None or not known.attempted:  # what was never told is forgotten as soon as it ends
+    if known is None or not known.attempted:  # a condition that was never reported is forgotten as soon as it ends
         if held is None or held.explained:
             return None
         return known._replace(severity=held.severity) if known else Known(*held.key, held.severity, since=now)

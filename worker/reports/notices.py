@@ -1,4 +1,4 @@
-"""The conditions that hold, as notifications tell them: without what must not leave the installation."""
+"""The conditions that hold, as notifications report them: only with values that may leave the installation."""
 
 from string import Formatter
 
@@ -13,7 +13,7 @@ from worker.settings import Settings
 OVERVIEW = "/ops/"
 
 
-def conditions_to_tell(engine: Engine, redis: Redis, settings: Settings) -> list[Held]:
+def conditions_to_report(engine: Engine, redis: Redis, settings: Settings) -> list[Held]:
     """Measure the installation, and return what holds; arguments and errors are those of `check_health`."""
     return notices(check_health(engine, redis, settings))
 

@@ -31,6 +31,6 @@ def upgrade() -> None:
         sa.Column("severity", sa.Text(), nullable=False),
         sa.Column("since", TIME, nullable=False),
         sa.Column("attempted", sa.Boolean(), server_default=sa.false(), nullable=False),
-        sa.Column("told_at", TIME),
+        sa.Column("notified_at", TIME),
         sa.Column("gone_since", TIME),
     )
