@@ -30,8 +30,9 @@ def issuer() -> Iterator[str]:
 
 
 def test_an_operator_signs_in_at_the_provider_and_out_again(
-    page: Page, issuer: str, commands: Commands, valkey: Valkey, make_database: Callable[[str], str]
+    issuer: str, commands: Commands, valkey: Valkey, make_database: Callable[[str], str], page: Page
 ) -> None:
+    """`page` comes last, so that it closes before the servers end, and misses no answer."""
     commands.settings |= {
         "DATABASE_URL": make_database("sqlite"),
         "REDIS_URL": valkey.url,
