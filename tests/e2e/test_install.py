@@ -60,7 +60,7 @@ def run(program: Path, folder: Path, *arguments: str) -> "subprocess.CompletedPr
 
 @pytest.mark.timeout(300)
 def test_the_installed_package_is_complete(program: Path, folder: Path) -> None:
-    assert run(program, folder, "--version").stdout.strip().endswith(" 1.0.0")
+    assert run(program, folder, "--version").stdout.strip().endswith(" 2.0.0")
     unmigrated = run(program, folder, "web")
     assert unmigrated.returncode == 2 and "run: workos-sync migrate" in unmigrated.stderr
     migrated = run(program, folder, "migrate")
