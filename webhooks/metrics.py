@@ -222,7 +222,8 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
         yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
         yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
     hooks = health.hooks
-    yield _gauge("hook_behind", "Changes not yet delivered to a hook.", {h.name: h.behind for h in hooks}, "hook")
+    behind = {hook.name: hook.behind for hook in hooks}
+    yield _gauge("hook_behind", "Changes not yet delivered to a hook, counted up to 10,000.", behind, "hook")
     yield _gauge("hook_failed", "Failed deliveries of a hook.", {h.name: h.failed for h in hooks}, "hook")
     waiting = {hook.name: hook.waiting_seconds for hook in hooks}
     yield _gauge("hook_waiting_seconds", "Age of the oldest change not yet delivered to a hook.", waiting, "hook")

@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, insert, select, update
 
-from models.database import in_transaction, read_transaction
+from models.database import in_transaction, read_transaction, write_transaction
 from models.tables import Change, DeliveryStatus, Hook, HookDelivery, MirrorState
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
@@ -256,6 +256,15 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     assert [message["data"]["object_id"] for message in host.received] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)
     assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
+
+
+def test_changes_behind_are_counted_up_to_a_limit(one_engine: Engine, follow: Callable[..., None]) -> None:
+    follow()
+    change = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
+    with write_transaction(one_engine) as tx:
+        tx.execute(insert(Change), [change] * (operate.MAX_COUNTED + 5))
+    (row,) = operate.hook_status(one_engine)
+    assert row["behind"] == operate.MAX_COUNTED
 
 
 @pytest.mark.long

@@ -5,12 +5,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
+from models.database import write_transaction
 from tests.support import accept, apply_all, made
 from tests.support.ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.kinds.organization import Organization
 from worker.reports.search import search
 
 
@@ -56,6 +58,19 @@ FOUND: dict[str, list[str]] = {
 @pytest.mark.long
 def test_search_finds(mirror: Engine) -> None:
     assert {text: [match.id for match in search(mirror, text)] for text in FOUND} == FOUND
+
+
+@pytest.mark.parametrize("number", [30, 130])
+def test_of_many_matches_live_ones_come_first(one_engine: Engine, number: int) -> None:
+    deleted = [
+        {"id": f"org_a{place:03}", "name": f"Globex {place:03}", "deleted_by": "event"} for place in range(number)
+    ]
+    live = [{"id": f"org_b{place:03}", "name": f"Globex {place:03}", "deleted_by": None} for place in range(6)]
+    with write_transaction(one_engine) as tx:
+        tx.execute(insert(Organization), [*deleted, *live])
+    found = search(one_engine, "globex")
+    assert [match.deleted for match in found] == [False] * 6 + [True] * 4
+    assert [match.id for match in found[:6]] == [row["id"] for row in live]
 
 
 def test_search_opens_the_only_match_and_lists_others(make_services: Callable[..., Services], mirror: Engine) -> None:

@@ -13,14 +13,20 @@ from worker import audit
 from worker.errors import OperatorError, UnknownIdError
 from worker.mirror.affected import NO_WORKSPACE, affected_workspaces
 
+MAX_COUNTED = 10_000
+
 
 def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
-    """Return the status of every hook that has run or is one of `names`, the configured hooks."""
+    """Return the status of every hook that has run or is one of `names`, the configured hooks.
+
+    `behind` is the number of changes after its cursor, up to `MAX_COUNTED`.
+    """
     group = (HookDelivery.hook, HookDelivery.status)
     of_status = select(*group, func.count()).group_by(*group)
     with read_transaction(engine) as tx:
         counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
-        ahead = select(func.count(Change.id)).where(Change.id > Hook.cursor).scalar_subquery()
+        following = select(Change.id).where(Change.id > Hook.cursor).limit(MAX_COUNTED).correlate(Hook).subquery()
+        ahead = select(func.count()).select_from(following).scalar_subquery()
         columns = (Hook.cursor, ahead.label("behind"), Hook.delivered, Hook.delivered_at, Hook.error)
         rows = {row["name"]: row for row in tx.execute(select(Hook.name, *columns)).mappings()}
     never_ran = {"cursor": None, "behind": None, "delivered": 0, "delivered_at": None, "error": None}

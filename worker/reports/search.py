@@ -27,6 +27,8 @@ from worker.reports.matching import contain_words, contains, has_part_of_address
 EVENT, RUN = "event", "run"
 LIMIT = 10
 """Matches of a kind."""
+MANY = 100
+"""From this many matches of a kind on, a table has so many that each read of it ends soon."""
 
 
 class Match(NamedTuple):
@@ -102,12 +104,12 @@ def _objects(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator
     table, label = kind.table, kind.label or kind.table.id
     matching, is_live = select(table.__table__).where(which), table.deleted_by.is_(None)
     # Not in an order: the database reads the table only until there are enough matches, and once if there are few.
-    rows = list(tx.execute(matching.limit(LIMIT)).mappings())
-    if len(rows) == LIMIT:
+    rows = list(tx.execute(matching.limit(MANY)).mappings())
+    if len(rows) == MANY:
         rows = list(tx.execute(matching.where(is_live).limit(LIMIT)).mappings())
         rows += tx.execute(matching.where(~is_live).limit(LIMIT - len(rows))).mappings()
     rows.sort(key=lambda row: (row["deleted_by"] is not None, str(row[label.key] or ""), row["id"]))
-    yield from _matches(tx, kind, rows)
+    yield from _matches(tx, kind, rows[:LIMIT])
 
 
 def _matches(tx: Connection, kind: Kind, rows: Sequence[RowMapping]) -> Iterator[Match]:

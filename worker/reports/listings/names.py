@@ -16,8 +16,10 @@ from worker.kinds.user import User
 
 def workspace_names(tx: Connection, ids: Iterable[str | None]) -> dict[str, str]:
     """Return the names of workspaces by id. Those without a known name are missing."""
-    known = is_any_of(tx, Organization.id, sorted(set(filter(None, ids))))
-    return {id: name for id, name in tx.execute(select(Organization.id, Organization.name).where(known)) if name}
+    if not (known := sorted(set(filter(None, ids)))):
+        return {}
+    named = select(Organization.id, Organization.name).where(is_any_of(tx, Organization.id, known))
+    return {id: name for id, name in tx.execute(named) if name}
 
 
 def named(engine: Engine, rows: Sequence[Record]) -> list[Record]:
