@@ -165,7 +165,7 @@ def test_every_control_endpoint_is_on_the_page_and_every_example_works() -> None
 
 
 def test_the_page_names_every_operation() -> None:
-    listed = PAGE.split("The operations, with the arguments")[1].split("\n## ")[0]
+    listed = PAGE.split("An `operation` is one of the following")[1].split("\n## ")[0]
     assert set(re.findall(r"`([a-z]+_[a-z]+)`", listed)) == OPERATIONS
 
 
