@@ -1,4 +1,4 @@
-"""An offline WorkOS: a real HTTP server with the API, webhooks and knobs for all that goes wrong."""
+"""An offline WorkOS: a real HTTP server with WorkOS's API, webhooks, and knobs for everything that may go wrong."""
 
 try:
     from worker.sandbox.delivery import Deliveries, Endpoint, Record

@@ -1,4 +1,4 @@
-"""The HTTP API: which call does what. gate.py decides who may call and what goes wrong."""
+"""The routes of the HTTP API and their handlers. gate.py checks keys and limits, and injects faults."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Call:
     body: JSON
 
     def required(self, name: str) -> str:
-        """A field of the body; WorldError 422 without it."""
+        """Return a field of the body; raise WorldError 422 if it is missing."""
         value = self.body.get(name)
         if not isinstance(value, str) or not value:
             raise invalid(f"{name} must be a string", f"{name}_required", name)
         return value
 
     def fields(self, *names: str) -> JSON:
-        """Those fields that the body has."""
+        """Return those of the fields that the body has."""
         return {name: self.body[name] for name in names if name in self.body}
 
 
@@ -85,7 +85,7 @@ def _create_organization(environment: Environment, call: Call) -> Reply:
 
 
 def _update_organization(environment: Environment, call: Call) -> Reply:
-    """Given domains replace the ones there are."""
+    """Update an organization. If the body has domains, they replace all current ones."""
     world, organization_id = environment.world, call.path["id"]
     values = call.fields("name", "external_id", "stripe_customer_id", "metadata", "allow_profiles_outside_organization")
     shown = world.show_organization(organization_id)
@@ -185,7 +185,7 @@ def _revoke_session(environment: Environment, call: Call) -> Reply:
 
 
 def _list_memberships(environment: Environment, call: Call) -> Reply:
-    """Needs an organization or a user; only active ones unless `statuses` says otherwise."""
+    """List memberships of the organization or user in the query; without `statuses`, only active ones."""
     world, query = environment.world, call.query
     organization_id, user_id = query.get("organization_id"), query.get("user_id")
     if not organization_id and not user_id:
@@ -281,7 +281,7 @@ def _list_roles(environment: Environment, call: Call) -> Reply:
 
 
 def _get_role(environment: Environment, call: Call) -> Reply:
-    """An environment's role; of an organization its own, else the environment's of that slug."""
+    """Return a role of the environment. For an organization, return its own role with this slug if it has one."""
     shown = [r for r in environment.world.show_roles(call.path.get("id")) if r["slug"] == call.path["slug"]]
     if not shown:
         raise not_found("role", call.path["slug"])

@@ -1,4 +1,4 @@
-"""Control endpoints under /sandbox, for other processes: JSON in, JSON out, no key.
+"""Control endpoints under /sandbox, for other processes. They take and return JSON and need no key.
 
 docs/development.md describes them.
 """
@@ -21,7 +21,7 @@ JSON = dict[str, Any]
 
 
 class Controls:
-    """What the control endpoints do. The parameters of each method are the fields of its body."""
+    """The control endpoints: a method for each. Its parameters are the fields of the request's body."""
 
     def __init__(self, sandbox: Service) -> None:
         self.sandbox = sandbox
@@ -36,12 +36,12 @@ class Controls:
         return self.show_knobs()
 
     def add_fault(self, **rule: Any) -> JSON:
-        """Let calls of the API fail: see Faults.add_json."""
+        """Make calls of the API fail: see Faults.add_json."""
         self.sandbox.faults.add_json(rule)
         return {}
 
     def clear_faults(self) -> JSON:
-        """Let all calls work again."""
+        """Remove all faults."""
         self.sandbox.faults.clear()
         return {}
 
@@ -51,7 +51,7 @@ class Controls:
         return {"id": made.id, "url": made.url, "secret": made.secret, "events": made.events}
 
     def operate(self, operation: str, silently: bool = False, **arguments: Any) -> Any:
-        """Do one of OPERATIONS, `silently` without an event; return the object."""
+        """Perform one of OPERATIONS, without an event if `silently`; return the object."""
         if operation not in OPERATIONS:
             raise ValueError(f"unknown operation: {operation!r}; there are {', '.join(sorted(OPERATIONS))}")
         with self.sandbox.world.silently() if silently else nullcontext():
@@ -62,12 +62,12 @@ class Controls:
         return self.sandbox.world.emit(event, data) or {}
 
     def send_again(self, event_id: str) -> JSON:
-        """Deliver an event once more: see Deliveries.send_again."""
+        """Deliver an event again: see Deliveries.send_again."""
         self.sandbox.deliveries.send_again(event_id)
         return self.progress()
 
     def play(self, events: int, companies: int = 12, seed: int | None = None, rate: float | None = None) -> JSON:
-        """Do random operations in the background: see Service.play."""
+        """Perform random operations in the background: see Service.play."""
         self.sandbox.start_playing(events, companies=companies, seed=seed, rate=rate)
         return self.progress()
 
@@ -79,13 +79,13 @@ class Controls:
     def populate(
         self, organizations: int, members: int, seed: int = 0, users: int | None = None, quiet: bool = True
     ) -> JSON:
-        """Make many organizations: see scenario.populate."""
+        """Create many organizations: see scenario.populate."""
         world = self.sandbox.world
         scenario.populate(world, organizations=organizations, members=members, seed=seed, users=users, quiet=quiet)
         return self.progress()
 
     def drain(self, timeout: float = 60) -> JSON:
-        """Wait until no delivery waits or is in progress."""
+        """Wait until no delivery is waiting or in progress."""
         self.sandbox.deliveries.drain(timeout)
         return self.progress()
 
@@ -135,18 +135,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def _for_programs(handler: Handler) -> Handler:
-    """Refuse requests that a page in a browser sends: it may be anybody's."""
+    """Refuse requests from web pages in a browser, because anybody may have written the page."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         if "Origin" in request.headers:
-            return _refuse(403, "requests of web pages are refused")
+            return _refuse(403, "requests from web pages are refused")
         return await handler(request)
 
     return serve
 
 
 def _serve(function: Callable[..., Any]) -> Handler:
-    """Run `function(**body)` in a thread, since it may wait; what it refuses is answered as 4xx."""
+    """Run `function(**body)` in a thread, because it may wait; answer 4xx if it refuses the body."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         try:

@@ -1,4 +1,4 @@
-"""The webhooks of one environment: signed as by WorkOS, and late, doubled, shuffled or lost as asked."""
+"""The webhooks of one environment: signed as by WorkOS, and delayed, duplicated, reordered or lost as the knobs say."""
 
 import asyncio
 import hashlib
@@ -22,19 +22,19 @@ JSON = dict[str, Any]
 
 
 def sign(body: bytes, secret: str, milliseconds: int) -> str:
-    """The `WorkOS-Signature` header for a raw body; the time is in milliseconds since the epoch."""
+    """Return the `WorkOS-Signature` header of a raw body. The time is in milliseconds since the epoch."""
     message = str(milliseconds).encode() + b"." + body
     return f"t={milliseconds}, v1={hmac.new(secret.encode(), message, hashlib.sha256).hexdigest()}"
 
 
 def encode(event: JSON) -> bytes:
-    """The raw body of an event: compact JSON."""
+    """Return the raw body of an event: compact JSON."""
     return json.dumps(event, separators=(",", ":")).encode()
 
 
 @dataclass
 class Endpoint:
-    """A receiver. `events` are the types it wants; None or an empty list means all."""
+    """A receiver of webhooks. `events` are the types that it receives; None or an empty list means all."""
 
     id: str
     url: str
@@ -69,7 +69,7 @@ class Record:
 
 @dataclass
 class Counters:
-    """Totals since the start. `sent` counts attempts; forgeries are counted apart from everything else."""
+    """Totals since the start. `sent` counts attempts. Forged deliveries are counted separately."""
 
     generated: int = 0
     lost: int = 0
@@ -120,10 +120,10 @@ class Deliveries:
         world.subscribe(self._plan)
         knobs.listen(self.kick)
 
-    # Using
+    # Public methods
 
     def add_endpoint(self, url: str, secret: str | None = None, events: list[str] | None = None) -> Endpoint:
-        """Send from now on to `url`; without a `secret` one is made."""
+        """Send new events to `url` from now on. Without a `secret`, a random one is used."""
         at = self.world.stamp()
         made = secret or f"whsec_{self._random.getrandbits(128):032x}"
         endpoint = Endpoint(self.world.new_id("we"), url, made, events, True, at, at)
@@ -131,26 +131,26 @@ class Deliveries:
         return endpoint
 
     def remove_endpoint(self, endpoint_id: str) -> None:
-        """Send nothing more to an endpoint; what waits for it is dropped."""
+        """Send nothing more to an endpoint, and drop its waiting deliveries."""
         self.endpoints.pop(endpoint_id, None)
 
     def wait_for(self, condition: Callable[[Counters], bool], timeout: float = 10.0) -> None:
-        """Return once the counters fulfil `condition`; TimeoutError after `timeout` seconds."""
+        """Return once the counters meet `condition`; raise TimeoutError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self.counters), timeout):
                 raise TimeoutError(f"not within {timeout} s: {self.counters}")
 
     def wait_idle(self, timeout: float = 10.0) -> None:
-        """Return once nothing waits, retries included; TimeoutError after `timeout` seconds."""
+        """Return once no delivery or retry is waiting; raise TimeoutError after `timeout` seconds."""
         self.wait_for(lambda counters: counters.pending == 0, timeout)
 
     def drain(self, timeout: float = 10.0) -> None:
-        """Let held deliveries go at once, then wait as `wait_idle` does."""
+        """Send held deliveries at once, then wait as `wait_idle` does."""
         self._call(self._release_all)
         self.wait_idle(timeout)
 
     def send_again(self, event_id: str) -> None:
-        """Deliver a logged event again to every endpoint, as a late retry would; it is never lost.
+        """Deliver a logged event to every endpoint again, like a late retry. This delivery is never lost.
 
         Raises WorldError 404 if there is no such event.
         """
@@ -161,12 +161,12 @@ class Deliveries:
         self._start([_Job(event_id, encode(event), each) for each in self._wanting(event["event"])])
 
     def progress(self) -> JSON:
-        """The counters as JSON."""
+        """Return the counters as JSON."""
         with self._changed:
             return asdict(self.counters)
 
     def kick(self) -> None:
-        """Look again whether something may be sent."""
+        """Check again whether deliveries can be sent."""
         self._call(self._pump)
 
     # Planning, in the thread that emits
@@ -175,7 +175,7 @@ class Deliveries:
         return [e for e in list(self.endpoints.values()) if e.enabled and (not e.events or kind in e.events)]
 
     def _plan(self, event: JSON) -> None:
-        """Decide about one event by the knobs. All random choices are made here, in the order of events."""
+        """Plan the deliveries of an event, by the knobs. All random choices are made here, in the order of events."""
         knobs, random = self.knobs, self._random
         lost = random.random() < knobs.loss or (knobs.lose is not None and knobs.lose(event))
         with self._changed:
@@ -189,7 +189,7 @@ class Deliveries:
                 hold = random.randint(1, knobs.reorder_window) if random.random() < knobs.reordering else 0
                 jobs.append(_Job(event["id"], body, endpoint, random.uniform(*knobs.delay), hold))
                 if random.random() < knobs.duplicates:
-                    # Half of the doubles come at the same instant, half later.
+                    # Half of the duplicates are sent at the same time, half later.
                     later = random.choice([0, random.randint(1, knobs.reorder_window)])
                     again = _Job(event["id"], body, endpoint, random.uniform(*knobs.delay), later, duplicate=True)
                     jobs.append(again)
@@ -198,7 +198,7 @@ class Deliveries:
         self._start(jobs)
 
     def _forge(self, event: JSON, body: bytes, endpoint: Endpoint) -> _Job:
-        """A delivery to be refused: spoiled signature, changed body, or an event the forger made up."""
+        """Return a forged delivery: a wrong signature, a changed body, or an event that the forger made up."""
         now = int(time.time() * 1000)
         kind = self._random.choice(["spoiled", "changed", "invented"])
         signature = sign(body, endpoint.secret, now)
@@ -223,21 +223,21 @@ class Deliveries:
             self._call(self._enqueue, jobs)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Run a function on the event loop; nothing once that has ended."""
+        """Run a function on the event loop; do nothing if the loop has ended."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
     # Sending, on the event loop
 
     def open(self) -> None:
-        """Begin; called on the event loop."""
+        """Start sending. Called on the event loop."""
         self._loop = asyncio.get_running_loop()
         for keep in (True, False):
             connector = aiohttp.TCPConnector(limit=0, force_close=not keep)
             self._sessions[keep] = aiohttp.ClientSession(connector=connector)
 
     async def close(self) -> None:
-        """End at once; what was not sent never will be."""
+        """Stop at once. Waiting deliveries are dropped."""
         self._loop = None
         for task in list(self._tasks):
             task.cancel()
@@ -293,7 +293,7 @@ class Deliveries:
         self._pump()
 
     async def _send(self, job: _Job) -> None:
-        """One attempt, and what follows from it."""
+        """Make one attempt, count its result, and schedule a retry if one is due."""
         if job.endpoint.id not in self.endpoints:
             self._finish()
             return
@@ -327,7 +327,7 @@ class Deliveries:
             self._changed.notify_all()
 
     async def _post(self, job: _Job) -> int:
-        """The status of the answer, 0 if there was none in time."""
+        """Return the status of the answer; 0 if there was none in time."""
         headers = {"Content-Type": "application/json", "WorkOS-Signature": job.signature or ""}
         timeout = aiohttp.ClientTimeout(total=self.knobs.timeout)
         session = self._sessions[self.knobs.keep_alive]
@@ -337,7 +337,7 @@ class Deliveries:
             ) as answer:
                 await answer.read()
                 return answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # ValueError: no name of a host
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # ValueError: not a host name
             return 0
 
     def _finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Faults injected into the HTTP API, each for the next calls that match it."""
+"""Faults that are injected into the HTTP API, each into the next calls that match it."""
 
 import re
 import threading
@@ -20,7 +20,7 @@ class Fault:
     kind: Literal["fail", "empty", "invalid_item", "spoil", "answer"]
     method: str
     path: str
-    times: int | None  # how many calls it still hits; None: until cleared
+    times: int | None  # number of calls that it still applies to; None: until cleared
     query: str = ""  # a regular expression found in the query
     page: int | None = None  # only this page of a listing, counted from 1
     status: int = 500  # 0: the connection is closed without an answer
@@ -34,7 +34,7 @@ class Fault:
 
 
 class Faults:
-    """The rules in force; the first that matches a call wins. Thread-safe."""
+    """The rules in force. The first one that matches a call applies. Thread-safe."""
 
     def __init__(self) -> None:
         self._rules: list[Fault] = []
@@ -54,8 +54,8 @@ class Faults:
     ) -> None:
         """Answer the next `times` matching calls with `status` (and Retry-After in seconds).
 
-        A 404 says, as WorkOS does, that the object is not there.
-        `after_effect=True`: the call does its work, then its answer is lost (status 0: closed connection).
+        A 404 has the body with which WorkOS says that the object does not exist.
+        `after_effect=True`: the call is carried out, then its answer is lost (status 0: closed connection).
         """
         self._add(Fault("fail", method, path, times, query, page, status, retry_after, after_effect))
 
@@ -70,15 +70,15 @@ class Faults:
         query: str = "",
         times: int | None = None,
     ) -> None:
-        """Answer matching calls with exactly these bytes, as something between us and WorkOS may do."""
+        """Answer matching calls with exactly these bytes, as a proxy in front of WorkOS may do."""
         self._add(Fault("answer", method, path, times, query, status=status, body=body, content_type=content_type))
 
     def truncate(self, path: str, page: int, *, status: int = 500, times: int | None = None) -> None:
-        """Fail at page `page` (from 1) of a listing, as often as it is asked for."""
+        """Fail each request for page `page` (from 1) of a listing."""
         self._add(Fault("fail", "GET", path, times, page=page, status=status))
 
     def empty(self, path: str, *, times: int | None = 1) -> None:
-        """Answer a listing with no items and no further page, although there are some."""
+        """Answer a listing with no items and no further page, although it has items."""
         self._add(Fault("empty", "GET", path, times))
 
     def invalid_item(
@@ -92,7 +92,7 @@ class Faults:
         page: int | None = None,
         query: str = "",
     ) -> None:
-        """Spoil item number `item` of a listing: drop the field `missing`, or make it `change(item)`."""
+        """Make item number `item` of a listing invalid: omit the field `missing`, or replace it by `change(item)`."""
 
         def without(found: JSON) -> JSON:
             return {name: value for name, value in found.items() if name != missing}
@@ -100,11 +100,11 @@ class Faults:
         self._add(Fault("invalid_item", "GET", path, times, query, page=page, item=item, change=change or without))
 
     def spoil(self, path: str, *, times: int | None = 1, **fields: Any) -> None:
-        """Answer a GET with some fields of the body replaced."""
+        """Answer a GET with some fields of the body replaced by `fields`."""
         self._add(Fault("spoil", "GET", path, times, fields=fields))
 
     def clear(self) -> None:
-        """Forget all rules."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
 
@@ -133,7 +133,7 @@ class Faults:
             raise ValueError(f"{kind}: not a regular expression: {error}") from None
 
     def take(self, method: str, path: str, page: int, query: str = "") -> Fault | None:
-        """The rule for this call, with one of its times used up; None if there is none."""
+        """Return the rule that applies to this call, and count the call; None if no rule applies."""
         with self._lock:
             for rule in self._rules:
                 if rule.page not in (None, page) or not re.search(rule.query, query):

@@ -1,4 +1,4 @@
-"""The steps before every API call: counting, a hook, latency, key, limits and injected faults."""
+"""The steps before each API call is answered: count it, call a hook, delay, check key and limits, inject faults."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ Hook = Callable[[str, str, Mapping[str, str]], object]
 
 
 class Limiter:
-    """Sliding windows of calls."""
+    """Rate limits as sliding windows of calls."""
 
     def __init__(self) -> None:
         self._windows: dict[object, deque[float]] = {}
@@ -60,13 +60,13 @@ class Gate:
         self._pages: dict[object, tuple[int, str]] = {}
 
     def add_routes(self, app: web.Application) -> None:
-        """Serve the API; a path it does not have answers 404."""
+        """Serve the API; answer 404 to unknown paths."""
         for method, path, handler in ROUTES:
             app.router.add_route(method, path, self._serve(path, handler))
         app.router.add_route("*", "/{rest:.*}", self._serve("unknown", None))
 
     def total(self, method: str = "", route: str = "") -> int:
-        """How many calls came with this method and a route that starts so (empty: any)."""
+        """Return the number of calls with this method, and a route that starts with `route` (empty: any)."""
         with self._lock:
             found = self.calls.items()
             return sum(n for (m, r), n in found if m == (method or m) and r.startswith(route))
@@ -89,7 +89,7 @@ class Gate:
         return serve
 
     def _decide(self, request: web.Request, handler: Handler | None, call: Call) -> tuple[int, Any, dict[str, str]]:
-        """Status, body and further headers of the answer; status 0 closes the connection."""
+        """Return status, body and further headers of the answer; status 0 closes the connection."""
         environment = self.environments.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
         if environment is None:
             return 401, shapes.error("Unauthorized"), {}
@@ -109,7 +109,7 @@ class Gate:
         return *answer(handler, environment, call), {}
 
     def _wait(self, request: web.Request, environment: Environment) -> float:
-        """Seconds until the documented limits allow this call; 0.0: now."""
+        """Return the seconds until the documented limits allow this call; 0.0: now."""
         now = self._monotonic()
         wait = self._limiter.wait(request.remote, self.knobs.address_limit, now)
         if wait == 0.0 and request.path.startswith("/user_management/"):
@@ -119,7 +119,7 @@ class Gate:
         return wait
 
     def _page(self, request: web.Request, query: Mapping[str, str]) -> int:
-        """Which page of its listing a call asks for, from 1. Asking again for the same does not count."""
+        """Return the number, from 1, of the page that a call asks for. A repeated request does not count."""
         after = query.get("after", "")
         rest = tuple(sorted((name, value) for name, value in query.items() if name != "after"))
         key = (request.path, rest)
@@ -142,7 +142,7 @@ class Gate:
 
 
 def _query_of(request: web.Request) -> dict[str, str]:
-    """The query; the values of a name given several times (`statuses=a&statuses=b`) are joined."""
+    """Return the query. The values of a repeated name (`statuses=a&statuses=b`) are joined by commas."""
     joined: dict[str, str] = {}
     for name, value in request.query.items():
         plain = name.removesuffix("[]")
@@ -159,7 +159,7 @@ async def _body_of(request: web.Request) -> JSON:
 
 
 def _faulty(fault: Fault, handler: Handler, environment: Environment, call: Call) -> tuple[int, Any, dict[str, str]]:
-    """The answer under an injected fault."""
+    """Return the answer to a call into which a fault is injected."""
     reply: Reply = (200, None)
     if fault.kind == "answer":
         return fault.status, fault.body, {"Content-Type": fault.content_type, "Location": "/elsewhere"}

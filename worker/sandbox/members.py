@@ -11,7 +11,7 @@ DEFAULT_ROLE = "member"
 
 
 class Members(State):
-    """The operations of a world that concern what is inside an organization; see World."""
+    """The operations on the contents of organizations. World adds those on organizations, domains and users."""
 
     # Memberships
 
@@ -24,7 +24,7 @@ class Members(State):
         roles: Sequence[str] | None = None,
         status: str = "active",
     ) -> JSON:
-        """Make a user a member (`status="pending"`: invite). An inactive one is activated instead."""
+        """Make a user a member (`status="pending"`: invite them). An inactive membership is activated instead."""
         with self.lock:
             self.find(self.organizations, "organization", organization_id)
             self.find(self.users, "user", user_id)
@@ -64,15 +64,15 @@ class Members(State):
             )
 
     def activate_membership(self, membership_id: str) -> JSON:
-        """The invited person accepts: pending becomes active."""
+        """Activate a pending membership, as when the invited person accepts."""
         return self._set_membership(membership_id, status="active")
 
     def deactivate_membership(self, membership_id: str) -> JSON:
-        """Active becomes inactive, with its role. An inactive one stays so; a pending one is refused."""
+        """Deactivate a membership, which keeps its role. An inactive one stays inactive; a pending one is refused."""
         return self._switch_membership(membership_id, "inactive", "cannot_deactivate_pending_organization_membership")
 
     def reactivate_membership(self, membership_id: str) -> JSON:
-        """Inactive becomes active. An active one stays as it is; a pending one is refused."""
+        """Reactivate a membership. An active one stays active; a pending one is refused."""
         return self._switch_membership(membership_id, "active", "cannot_reactivate_pending_organization_membership")
 
     def delete_membership(self, membership_id: str) -> JSON:
@@ -83,7 +83,7 @@ class Members(State):
             return gone
 
     def membership_of(self, organization_id: str, user_id: str) -> JSON | None:
-        """The membership of a user in an organization, whatever its status."""
+        """Return the membership of a user in an organization, whatever its status; None if there is none."""
         with self.lock:
             ids = set(self.children(user_id, "organization_membership"))
             return next(
@@ -127,15 +127,15 @@ class Members(State):
         return self._set_invitation(invitation_id, "invitation.accepted", state="accepted", **accepted)
 
     def revoke_invitation(self, invitation_id: str) -> JSON:
-        """Take an invitation back."""
+        """Revoke an invitation."""
         return self._set_invitation(invitation_id, "invitation.revoked", state="revoked", revoked_at=self.stamp())
 
     def resend_invitation(self, invitation_id: str, days: float = 7) -> JSON:
-        """Send it again, with a new time of expiry."""
+        """Send an invitation again, with a new expiry time."""
         expires_at = shapes.time_text(self.now() + timedelta(days=days))
         return self._set_invitation(invitation_id, "invitation.resent", expires_at=expires_at)
 
-    # Sessions. None ends by itself when a membership or an organization is deleted: what WorkOS does is not known.
+    # Sessions. They do not end when a membership or an organization is deleted: what WorkOS does then is not known.
 
     def create_session(
         self,
@@ -170,7 +170,7 @@ class Members(State):
     # Roles
 
     def create_role(self, slug: str, *, name: str | None = None, organization_id: str | None = None) -> JSON:
-        """Make a role of the environment, or of one organization. A deleted slug may be made again."""
+        """Create a role of the environment, or of one organization. The slug of a deleted role may be used again."""
         with self.lock:
             if organization_id is not None:
                 self.find(self.organizations, "organization", organization_id)
@@ -222,7 +222,7 @@ class Members(State):
             return self.permissions[slug]
 
     def delete_permission(self, slug: str) -> JSON:
-        """Delete a permission; roles go on to list its slug."""
+        """Delete a permission. Roles still list its slug."""
         with self.lock:
             gone = self.find(self.permissions, "permission", slug)
             del self.permissions[slug]
@@ -277,7 +277,7 @@ class Members(State):
             self.emit(f"connection.saml_certificate_{'renewed' if renewed else 'renewal_required'}", data)
             return data
 
-    # Inside
+    # Helpers
 
     def _require_roles(self, organization_id: str, slugs: list[str]) -> list[str]:
         for slug in slugs:
@@ -338,7 +338,7 @@ class Members(State):
         return f"{'role' if role['organization_id'] is None else 'organization_role'}.{what}"
 
     def _take_role(self, membership_id: str, slug: str) -> None:
-        """Take a deleted role from one membership; whoever has no other gets the default one."""
+        """Take a deleted role from a membership. A member without another role gets the default role."""
         found = self.memberships[membership_id]
         slugs = [role["slug"] for role in found["roles"]]
         if slug not in slugs:

@@ -17,7 +17,7 @@ EVENTS_RANGE = timedelta(days=30)
 
 
 def limit_of(query: Mapping[str, str]) -> int:
-    """The page size; WorldError 422 unless it is from 1 to 100."""
+    """Return the page size; raise WorldError 422 unless it is from 1 to 100."""
     text = query.get("limit", str(DEFAULT_LIMIT))
     if not text.isdecimal() or not 1 <= int(text) <= MAX_LIMIT:
         raise invalid("limit must be an integer between 1 and 100", "invalid_limit", "limit")
@@ -25,7 +25,7 @@ def limit_of(query: Mapping[str, str]) -> int:
 
 
 def ascending(query: Mapping[str, str]) -> bool:
-    """Whether oldest first is asked for; the documented default is newest first."""
+    """Return whether the query asks for the oldest first. The documented default is newest first."""
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise invalid("order must be one of: asc, desc", "invalid_order", "order")
@@ -33,7 +33,7 @@ def ascending(query: Mapping[str, str]) -> bool:
 
 
 def page(ids: list[str], show: Callable[[str], JSON], query: Mapping[str, str]) -> JSON:
-    """One page of `ids`, which must rise; a cursor works by comparison, so its object may be gone by now."""
+    """Return a page of `ids`, which must be sorted. Cursors are compared with ids, so a cursor's object may be gone."""
     limit, rising = limit_of(query), ascending(query)
     before, after = query.get("before"), query.get("after")
     low, high = (after, before) if rising else (before, after)
@@ -50,7 +50,7 @@ def page(ids: list[str], show: Callable[[str], JSON], query: Mapping[str, str]) 
 
 
 def events_page(world: World, query: Mapping[str, str]) -> JSON:
-    """One page of the events API: 90 days back, 30 days a query, the newest ones held back."""
+    """Return a page of the events API: at most 90 days back, 30 days in a query, and without the newest events."""
     if query.get("after") and query.get("range_start"):
         message = "Only one of after and range_start may be given."
         raise invalid(message, "invalid_request_parameters", "after", status=400)
@@ -75,13 +75,13 @@ def events_page(world: World, query: Mapping[str, str]) -> JSON:
 
 
 def _organizations_of(event: JSON) -> tuple[Any, Any]:
-    """The possible organizations of an event: its own id, or the one in its data."""
+    """Return the ids that may be the organization of an event: its object's own, and the one in its data."""
     data = event["data"].get("organization_domain", event["data"])
     return (data.get("id"), data.get("organization_id"))
 
 
 def _range(world: World, query: Mapping[str, str]) -> tuple[str, str]:
-    """From (inclusive) and to (exclusive) as time texts, which sort as the times do."""
+    """Return start (inclusive) and end (exclusive) as texts, which sort like times."""
     now = world.now()
     oldest = now - EVENTS_KEPT
     start, end = _time(query, "range_start"), _time(query, "range_end")
@@ -94,7 +94,7 @@ def _range(world: World, query: Mapping[str, str]) -> tuple[str, str]:
     if start is None:
         start = oldest if query.get("after") else now - EVENTS_RANGE
     if ascending(query) and world.knobs.hold_back > 0:
-        # The service holds its newest events back, because ones with earlier ids may still be on their way.
+        # WorkOS holds its newest events back, because events with earlier ids may not be stored yet.
         held = now - timedelta(seconds=world.knobs.hold_back)
         end = min(end, held) if end is not None else held
     return shapes.time_text(start), shapes.time_text(end) if end is not None else "9999"
@@ -111,7 +111,7 @@ def _time(query: Mapping[str, str], name: str) -> Any:
 
 
 def _readable(world: World) -> tuple[list[JSON], Mapping[str, int]]:
-    """The events that the API shows by now, in its order, and each one's position."""
+    """Return the events that the API shows now, in its order, and the position of each by id."""
     late = world.knobs.lateness
     if not late:
         return world.events, world.event_positions
@@ -130,7 +130,7 @@ def _readable(world: World) -> tuple[list[JSON], Mapping[str, int]]:
 def _window(
     world: World, query: Mapping[str, str], rising: bool, log: list[JSON], positions: Mapping[str, int]
 ) -> tuple[int, int]:
-    """The positions in the log that the cursors leave, as a half-open range."""
+    """Return the half-open range of positions in the log that the cursors select."""
     first, last = 0, len(log)
     after, before = query.get("after"), query.get("before")
     if after:

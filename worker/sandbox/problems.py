@@ -1,4 +1,4 @@
-"""What is wrong with JSON that somebody wrote, in one line."""
+"""Describes in one line what is wrong with JSON input."""
 
 from pydantic import ValidationError
 

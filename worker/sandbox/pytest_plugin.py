@@ -9,6 +9,6 @@ from worker.sandbox.server import Sandbox
 
 @pytest.fixture
 def workos_sandbox() -> Iterator[Sandbox]:
-    """A running, empty offline WorkOS. docs/development.md, The pytest fixture."""
+    """A running, empty offline WorkOS. See docs/development.md, The pytest fixture."""
     with Sandbox() as sandbox:
         yield sandbox

@@ -1,4 +1,4 @@
-"""Seeded random operations that look like the life of a dozen companies; all names are invented."""
+"""Random operations, repeatable by seed, as a dozen companies would perform them. All names are invented."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from worker.sandbox.world import World, WorldError
 
 JSON = dict[str, Any]
 
-# Only names that are reserved for examples and tests, so that no mail could ever reach anyone.
+# Only domains that are reserved for examples and tests, so that no mail can reach anyone.
 COMPANIES = [
     ("Acme Rockets", "acme.example"), ("Globex Energy", "globex.test"), ("Initech", "initech.example"),
     ("Umbrella Gardens", "umbrella.test"), ("Hooli", "hooli.example"), ("Stark Lighting", "stark.test"),
@@ -32,7 +32,7 @@ CUSTOM_ROLES = ["billing", "viewer", "support"]
 
 
 class _Player:
-    """One run: picks objects and operations with its own random generator."""
+    """One run of the scenario. It chooses objects and operations with its own random generator."""
 
     def __init__(self, world: World, companies: int, seed: int) -> None:
         self.world = world
@@ -52,7 +52,7 @@ class _Player:
         ]  # fmt: skip
 
     def step(self) -> None:
-        """One operation; one that WorkOS refuses is an ordinary part of life."""
+        """Perform one random operation. It is no error if WorkOS refuses it."""
         with self.world.lock:
             if len(self.world.organizations) < self.companies:
                 self.found_company()
@@ -65,7 +65,7 @@ class _Player:
     # Picking
 
     def any_of(self, table: dict[str, JSON], **wanted: Any) -> JSON | None:
-        """A random object with these field values, or None. A few draws find one unless it is rare."""
+        """Return a random object with these field values, or None. Such an object may be missed if it is rare."""
         ids = list(table)
         for _ in range(20 if ids else 0):
             found = table[self.random.choice(ids)]
@@ -74,11 +74,11 @@ class _Player:
         return None
 
     def domain_of(self, organization: JSON) -> str:
-        """The mail domain of a company."""
+        """Return the mail domain of a company."""
         return next((domain for name, domain in COMPANIES if organization["name"].startswith(name)), "example.com")
 
     def roles_for(self, organization_id: str) -> list[str]:
-        """One role, now and then two; mostly `member`."""
+        """Return one role, or sometimes two; most often `member`."""
         with self.world.lock:
             own = [slug for owner, slug in self.world.roles if owner in (None, organization_id)]
         slugs = self.random.choices(own, [6 if slug == "member" else 2 for slug in own], k=2)
@@ -87,7 +87,7 @@ class _Player:
     # Operations
 
     def found_company(self) -> None:
-        """A company signs up, mostly with its domain, which may be verified from the start."""
+        """Create a company, usually with its domain, which may already be verified."""
         name, domain = COMPANIES[self.made % len(COMPANIES)]
         if self.made >= len(COMPANIES):
             name, domain = f"{name} {self.made // len(COMPANIES) + 1}", f"unit{self.made}.{domain}"
@@ -96,12 +96,12 @@ class _Player:
         self.world.create_organization(name, domains=[(domain, state)] if state else [])
 
     def found_another(self) -> None:
-        """Companies come and go, but do not become ever more."""
+        """Create another company, unless there are enough."""
         if len(self.world.organizations) < self.companies + 2:
             self.found_company()
 
     def new_user(self, organization: JSON) -> JSON:
-        """Somebody with a free address at the company's domain, or a private one."""
+        """Create a user with an unused address, at the company's domain or a private one."""
         first, last = self.random.choice(FIRST_NAMES), self.random.choice(LAST_NAMES)
         domain = self.domain_of(organization) if self.random.random() < 0.85 else "example.org"
         verified = self.random.random() < 0.85
@@ -111,7 +111,7 @@ class _Player:
         return self.world.create_user(email, first_name=first, last_name=last, email_verified=verified)
 
     def join(self, status: str) -> None:
-        """A new or a known person becomes a member of a company."""
+        """Make a new or existing user a member of a company."""
         organization = self.any_of(self.world.organizations)
         if organization is not None:
             known = self.any_of(self.world.users) if self.random.random() < 0.35 else None
@@ -127,7 +127,7 @@ class _Player:
         self.edit_invitation()
 
     def edit_invitation(self) -> None:
-        """Invite an address, or let something happen to an invitation."""
+        """Invite an address, or accept, revoke or resend an invitation."""
         dice, invitations = self.invitations_random, list(self.world.invitations)
         if not invitations or dice.random() < 0.4:
             email = f"{dice.choice(FIRST_NAMES)}.{dice.randrange(100)}@{dice.choice(COMPANIES)[1]}"
@@ -168,7 +168,7 @@ class _Player:
             self.world.update_membership(found["id"], roles=self.roles_for(found["organization_id"]))
 
     def invite_again(self) -> None:
-        """Remove somebody and invite the same person again: a new id for the same pair."""
+        """Remove a member and invite the same person again, so that the membership gets a new id."""
         found = self.any_of(self.world.memberships)
         if found is not None:
             self.world.delete_membership(found["id"])
@@ -202,7 +202,7 @@ class _Player:
             self.world.delete_organization(found["id"])
 
     def add_domain(self) -> None:
-        """One more name of the company, pending or verified at once."""
+        """Add another domain to a company, pending or already verified."""
         found = self.any_of(self.world.organizations)
         if found is not None:
             prefix = self.random.choice(["mail", "labs", "shop", "eu", "us", "dev"])
@@ -231,7 +231,7 @@ class _Player:
             self.world.delete_domain(found["id"])
 
     def fight(self) -> None:
-        """Two organizations want one domain: both get it, or the second one fails."""
+        """Add a domain of one organization to a second one, where it is verified too or fails."""
         held, rival = self.any_of(self.world.domains, state="verified"), self.any_of(self.world.organizations)
         if held is not None and rival is not None and held["organization_id"] != rival["id"]:
             claimed = self.world.create_domain(rival["id"], held["domain"])
@@ -241,7 +241,7 @@ class _Player:
                 self.world.verify_domain(claimed["id"])
 
     def edit_roles(self) -> None:
-        """Make, change or delete a custom role of the environment or of one organization, and its permission."""
+        """Create, change or delete a custom role of the environment or of an organization, and its permission."""
         found = self.any_of(self.world.organizations)
         owner = found["id"] if found is not None and self.random.random() < 0.5 else None
         slug = self.random.choice(CUSTOM_ROLES)
@@ -254,7 +254,7 @@ class _Player:
             self.world.delete_role(slug, organization_id=owner)
 
     def edit_permission(self, slug: str) -> None:
-        """Make, change or delete a permission."""
+        """Create, change or delete a permission."""
         if slug not in self.world.permissions:
             self.world.create_permission(slug)
         elif self.permissions_random.random() < 0.6:
@@ -294,7 +294,7 @@ def play(
     rate: float | None = None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Do random operations until at least `events` events were emitted; returns how many were.
+    """Perform random operations until at least `events` events were emitted; return their number.
 
     `rate` in events a second (None: as fast as possible); setting `stop` ends it early.
     """

@@ -1,4 +1,4 @@
-"""Seed files: what a sandbox contains when it starts, as JSON. docs/development.md, Seed files."""
+"""Seed files: the initial contents of a sandbox, as JSON. See docs/development.md, Seed files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def short(field: str) -> BeforeValidator:
-    """Let a text stand for an object of which only this field is given."""
+    """Accept a string in place of an object that has only this field."""
     return BeforeValidator(lambda given: {field: given} if isinstance(given, str) else given)
 
 
@@ -33,7 +33,7 @@ class Domain(_Part):
 
 
 class Member(_Part):
-    """A membership. A user with this address is made unless there is one."""
+    """A membership. A user with this address is created if there is none."""
 
     email: Email
     role: Name = "member"
@@ -70,7 +70,7 @@ class User(_Part):
 
 
 class Seed(_Part):
-    """A seed file. `roles` are slugs of the environment, beside `admin` and `member`, which it always has."""
+    """A seed file. `roles` are the slugs of the environment's roles, in addition to `admin` and `member`."""
 
     knobs: JSON = {}
     roles: list[Name] = []
@@ -79,10 +79,10 @@ class Seed(_Part):
 
 
 def plant(service: Service, path: Path) -> None:
-    """Make what a seed file says, without events: it was there before the sandbox started.
+    """Create the objects of a seed file, without events, as if they had existed before the sandbox started.
 
     Raises:
-        ValueError: the file cannot be read, is not a seed file, or says something that WorkOS refuses.
+        ValueError: the file cannot be read, is not a seed file, or contains something that WorkOS refuses.
     """
     try:
         seed = Seed.model_validate_json(path.read_bytes())
@@ -127,7 +127,7 @@ def _plant_organization(world: World, organization: Organization, file: str, pla
 
 @contextmanager
 def _at(file: str, *place: Any) -> Iterator[None]:
-    """Name the place in the file if WorkOS would refuse what it says."""
+    """Name the place in the file if WorkOS refuses what is there."""
     try:
         yield
     except WorldError as error:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 CLIENT_ID = "client_sandbox"
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-"""How programs on this machine reach the addresses that mean all."""
+"""The addresses at which programs on this machine reach a server that listens on all addresses."""
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop on the real clock, so that it goes on while a test freezes time."""
+    """An event loop that uses the real clock, so that it keeps running while a test freezes time."""
 
     _monotonic = staticmethod(time.monotonic)
 
     def time(self) -> float:
-        """Return the time in seconds since any moment."""
+        """Return the time in seconds, by a monotonic clock."""
         return self._monotonic()
 
 
@@ -37,10 +37,10 @@ class Sandbox(Service):
     """A running sandbox, in a thread of its own. Use it as a context manager, or `start` and `stop` it.
 
     Args:
-        seed: of all random choices.
-        api_key: the key that the API asks for; it begins with `sk_test_`.
+        seed: seed of all random choices.
+        api_key: the key that the API accepts; it starts with `sk_test_`.
         host: the address to listen on.
-        port: 0 for any free one, which `port` then is after the start.
+        port: the port to listen on; 0 for any free port, whose number the attribute `port` has after the start.
         clock: the environment's time (aware); signatures carry `time.time()`, which receivers check.
         knobs: see Knobs.
     """
@@ -64,7 +64,7 @@ class Sandbox(Service):
         self._failure: Exception | None = RuntimeError("the sandbox did not start")
 
     def start(self) -> Self:
-        """Start serving; returns when calls are answered."""
+        """Start serving; return once calls are answered."""
         ready = threading.Event()
         self.serving = True
         self._loop = _Loop()
@@ -76,7 +76,7 @@ class Sandbox(Service):
         return self
 
     def stop(self) -> None:
-        """Stop playing, sending and serving, at once."""
+        """Stop playing, sending webhooks and serving, at once."""
         self.stop_playing()
         while self._clients:
             self._clients.pop().close()
@@ -96,17 +96,17 @@ class Sandbox(Service):
 
     @property
     def base_url(self) -> str:
-        """Where the API is, without a slash at the end."""
+        """The URL of the API, without a slash at the end."""
         host = ANY.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def settings(self) -> dict[str, str]:
-        """The environment variables that lead WorkOS's SDKs, and workos-sync, to this sandbox."""
+        """The environment variables that make WorkOS's SDKs and workos-sync use this sandbox."""
         return {"WORKOS_BASE_URL": self.base_url, "WORKOS_API_KEY": self.api_key, "WORKOS_CLIENT_ID": CLIENT_ID}
 
     def _run(self, loop: _Loop, ready: threading.Event) -> None:
-        """The server's thread."""
+        """Run the server. This is the function of its thread."""
         app = web.Application(client_max_size=2**24)
         control.add_routes(app, self)
         self.gate.add_routes(app)
@@ -115,7 +115,7 @@ class Sandbox(Service):
         try:
             loop.run_until_complete(self._open(runner))
             self._failure = None
-        except OSError as error:  # such as a port that is taken: reported to the thread that waits in start()
+        except OSError as error:  # for example, the port is in use; `start` raises it in the thread that waits
             self._failure = error
         finally:
             ready.set()
@@ -138,8 +138,8 @@ class Sandbox(Service):
         await runner.cleanup()
 
     def client(self, *, api_key: str | None = None, max_retries: int = 3) -> "WorkOSClient":
-        """A real SDK client of this sandbox; `stop` closes it."""
-        # Here, because the SDK takes seconds to import and the sandbox as a process does without it.
+        """Return a client of WorkOS's SDK for this sandbox; `stop` closes it."""
+        # Imported here, because the SDK takes seconds to import and the sandbox itself does not need it.
         from workos import WorkOSClient  # noqa: PLC0415
 
         made = WorkOSClient(

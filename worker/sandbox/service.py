@@ -1,4 +1,4 @@
-"""The sandbox without its server: one or more environments, what goes wrong in them, and the life played in them."""
+"""The sandbox without its server: environments, the faults injected into them, and random operations on them."""
 
 import threading
 from collections import Counter
@@ -18,7 +18,7 @@ JSON = dict[str, Any]
 
 API_KEY = "sk_test_sandbox"
 KEY_PREFIX = "sk_test_"
-"""No key of a production environment begins so."""
+"""Keys of production environments do not start with this."""
 
 
 class Service:
@@ -50,7 +50,7 @@ class Service:
 
     @property
     def calls(self) -> "Counter[tuple[str, str]]":
-        """How often each (method, route) was called, e.g. ("GET", "/organizations/{id}")."""
+        """The number of calls of each (method, route), such as ("GET", "/organizations/{id}")."""
         return self.gate.calls
 
     @property
@@ -63,7 +63,7 @@ class Service:
         self.gate.on_request = hook
 
     def add_environment(self, api_key: str, world: World | None = None) -> Environment:
-        """Let a further key open an environment of its own, empty unless `world` is given; before `start`."""
+        """Add an environment for another API key, empty unless `world` is given. Call this before `start`."""
         if self.serving:
             raise RuntimeError("add environments before the sandbox starts")
         made = world or World(self.seed + len(self.gate.environments), self._clock, self.knobs)
@@ -75,12 +75,12 @@ class Service:
         return self.deliveries.add_endpoint(url, secret, events)
 
     def play(self, events: int, *, companies: int = 12, seed: int | None = None, rate: float | None = None) -> int:
-        """Do random operations until about `events` events were emitted; returns how many there were."""
+        """Perform random operations until about `events` events were emitted; return the number of events."""
         chosen = self.seed if seed is None else seed
         return scenario.play(self.world, events, companies=companies, seed=chosen, rate=rate, stop=self._stop_playing)
 
     def start_playing(self, events: int, **options: Any) -> None:
-        """Play in the background; ValueError if that is going on already."""
+        """Play in the background; raise ValueError if the sandbox is already playing."""
         if self.playing:
             raise ValueError("already playing")
         self._stop_playing.clear()
@@ -96,11 +96,11 @@ class Service:
 
     @property
     def playing(self) -> bool:
-        """Whether operations are going on in the background."""
+        """Whether random operations are running in the background."""
         return self._player is not None and self._player.is_alive()
 
     def progress(self) -> JSON:
-        """The counters of the webhooks, whether playing goes on, the numbers of events and API calls."""
+        """Return the counters of webhooks, whether the sandbox is playing, and the numbers of events and API calls."""
         return {
             **self.deliveries.progress(),
             "playing": self.playing,
@@ -111,5 +111,5 @@ class Service:
 
 def _checked(api_key: str) -> str:
     if not api_key.startswith(KEY_PREFIX):
-        raise ValueError(f"a key of the sandbox begins with {KEY_PREFIX}, so that no real one is ever used here")
+        raise ValueError(f"a key of the sandbox begins with {KEY_PREFIX}, so that no real key is used here by mistake")
     return api_key

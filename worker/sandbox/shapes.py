@@ -7,18 +7,18 @@ from typing import Any
 JSON = dict[str, Any]
 
 HOST_KEYS = ("external_id", "stripe_customer_id", "metadata", "custom_attributes")
-"""Fields of the product that some payloads omit."""
+"""Fields whose values come from the product. Some payloads omit them."""
 REASON_EXPIRED = "domain_verification_period_expired"
 REASON_TAKEN = "domain_verified_by_other_organization"
 
 
 def time_text(moment: datetime) -> str:
-    """An aware time as WorkOS writes it: 2021-06-25T19:07:33.155Z."""
+    """Return an aware time in WorkOS's format: 2021-06-25T19:07:33.155Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def time_of(text: str) -> datetime:
-    """The aware UTC time of an ISO text; one without a zone is UTC. Raises ValueError."""
+    """Return the aware time, in UTC, of an ISO 8601 text. Without an offset, it is in UTC. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
@@ -244,7 +244,7 @@ def connection_deleted(connection: JSON) -> JSON:
 
 
 def certificate(connection: JSON, kind: str, expires_at: str, days: int, renewed_at: str | None) -> JSON:
-    """The data of an event about a SAML certificate: that it was renewed at a time, or must be (None)."""
+    """Return the data of an event about a SAML certificate: renewed at a time, or (None) to be renewed."""
     shown = {"id": connection["id"], "organization_id": connection["organization_id"]}
     about = {"certificate_type": kind, "expiry_date": expires_at}
     if renewed_at is not None:

@@ -30,7 +30,7 @@ _NOT_FOUND = {
 
 
 class WorldError(Exception):
-    """An operation WorkOS refuses: the HTTP status and the error body it answers with."""
+    """An operation that WorkOS refuses, with the HTTP status and the body of its answer."""
 
     def __init__(self, status: int, body: JSON) -> None:
         super().__init__(str(body.get("message", "")))
@@ -39,26 +39,26 @@ class WorldError(Exception):
 
 
 def not_found(kind: str, object_id: str) -> WorldError:
-    """The 404 for an object of `kind` (its `object` name)."""
+    """Return the 404 for an object of `kind`, the name in its field `object`."""
     message = f"{_NOT_FOUND[kind]} not found: '{object_id}'."
     return WorldError(404, shapes.error(message, "entity_not_found", entity_id=object_id))
 
 
 def invalid(message: str, code: str, field: str | None = None, status: int = 422) -> WorldError:
-    """A refused request."""
+    """Return the error for a refused request."""
     errors = [{"code": code, "message": message, **({"field": field} if field else {})}]
     return WorldError(status, shapes.error(message, code, errors=errors))
 
 
 def real_clock() -> datetime:
-    """The wall clock; looked up at every call, so that freezegun is obeyed."""
+    """Return the real time. Looks up `datetime` at each call, so that freezegun takes effect."""
     return datetime.now(UTC)
 
 
 class State:
     """The tables of one environment. Stored objects are never changed in place, so events may share them.
 
-    Every table is in order of creation and so of ids. Hold `lock` while reading several things.
+    Every table is in order of creation, and so in order of ids. Hold `lock` while you read from several tables.
     """
 
     def __init__(self, seed: int = 0, clock: Callable[[], datetime] | None = None, knobs: Knobs | None = None) -> None:
@@ -92,15 +92,15 @@ class State:
     # Time and ids
 
     def now(self) -> datetime:
-        """The environment's time (aware, UTC)."""
+        """Return the environment's time (aware, UTC)."""
         return self.clock().astimezone(UTC)
 
     def stamp(self) -> str:
-        """Now, as WorkOS writes it."""
+        """Return the current time in WorkOS's format."""
         return shapes.time_text(self.now())
 
     def new_id(self, prefix: str) -> str:
-        """`prefix` and a ULID; the ids of one world ascend, even if its clock stops or goes back."""
+        """Return `prefix` and a ULID. The ids of a world ascend, even if its clock stops or goes back."""
         with self.lock:
             self._id_time = max(self._id_time, int(self.now().timestamp() * 1000))
             self._id_tail += self._id_random.randrange(1, 2**52)
@@ -115,7 +115,7 @@ class State:
 
     @contextmanager
     def silently(self) -> Iterator[None]:
-        """Operations inside emit nothing: what a mirror can only find out by reading the API."""
+        """Let operations emit no events, so that a mirror can find their changes only by reading the API."""
         with self.lock:
             self._silent += 1
             try:
@@ -155,7 +155,10 @@ class State:
         return shown
 
     def _event_time(self, data: JSON) -> str:
-        """Now; for what a slug identifies, later than its last event, because only this time orders its events."""
+        """Return the time of an event: now, or later than the last event of an object that a slug identifies.
+
+        Only this time orders the events of such an object.
+        """
         now = self.now()
         if "slug" in data and not self.knobs.ties:
             key = (data.get("organization_id"), data["object"], data["slug"])
@@ -167,7 +170,7 @@ class State:
     # Tables
 
     def changed(self, record: JSON, **values: Any) -> JSON:
-        """A new version of a record. Its `updated_at` rises, or with `Knobs.ties` only never goes back.
+        """Return a new version of a record, with a later `updated_at`; with `Knobs.ties`, it may be the same time.
 
         Raises WorldError for a field that such a record does not have.
         """
@@ -178,7 +181,7 @@ class State:
         return {**record, **values, "updated_at": shapes.time_text(max(least, self.now()))}
 
     def link(self, parent: str, kind: str, object_id: str) -> None:
-        """Note that an object of `kind` belongs to `parent`."""
+        """Record that an object of `kind` belongs to `parent`."""
         self._of_parent.setdefault((parent, kind), {})[object_id] = None
 
     def unlink(self, parent: str, kind: str, object_id: str) -> None:
@@ -186,12 +189,12 @@ class State:
         self._of_parent.get((parent, kind), {}).pop(object_id, None)
 
     def children(self, parent: str, kind: str) -> list[str]:
-        """The ids of what belongs to a parent, oldest first; `kind` is the `object` name."""
+        """Return the ids of the objects of `kind` that belong to a parent, oldest first."""
         with self.lock:
             return list(self._of_parent.get((parent, kind), {}))
 
     def find(self, table: dict[str, JSON], kind: str, object_id: str) -> JSON:
-        """The stored object, or WorldError 404."""
+        """Return the stored object; raise WorldError 404 if there is none."""
         with self.lock:
             found = table.get(object_id)
         if found is None:
@@ -201,7 +204,7 @@ class State:
     # Reads of the API
 
     def show_organization(self, organization_id: str) -> JSON:
-        """An organization with its domains, or WorldError 404."""
+        """Return an organization with its domains; raise WorldError 404 if there is none."""
         with self.lock:
             record = self.find(self.organizations, "organization", organization_id)
             return shapes.with_domains(
@@ -209,14 +212,17 @@ class State:
             )
 
     def show_membership(self, membership_id: str) -> JSON:
-        """A membership with its user, or WorldError 404."""
+        """Return a membership with its user; raise WorldError 404 if there is none."""
         with self.lock:
             record = self.find(self.memberships, "organization_membership", membership_id)
             name = self.organizations[record["organization_id"]]["name"]
             return shapes.membership_in_api(record, self.users[record["user_id"]], name)
 
     def show_roles(self, organization_id: str | None) -> list[JSON]:
-        """The environment's roles, followed by those of the organization if one is given (WorldError 404)."""
+        """Return the environment's roles, followed by those of the organization, if one is given.
+
+        Raises WorldError 404 if there is no such organization.
+        """
         with self.lock:
             if organization_id is not None:
                 self.find(self.organizations, "organization", organization_id)
@@ -226,23 +232,23 @@ class State:
             ]
 
     def show_connection(self, connection_id: str) -> JSON:
-        """A connection, or WorldError 404."""
+        """Return a connection; raise WorldError 404 if there is none."""
         return shapes.connection_in_api(self.find(self.connections, "connection", connection_id))
 
     def show_invitation(self, invitation_id: str) -> JSON:
-        """An invitation with its secrets; a pending one past its time is expired. Or WorldError 404."""
+        """Return an invitation with its secrets; raise WorldError 404 if there is none. It expires at `expires_at`."""
         record = self.find(self.invitations, "invitation", invitation_id)
         expired = record["state"] == "pending" and shapes.time_of(record["expires_at"]) <= self.now()
         return shapes.invitation_in_api({**record, "state": "expired" if expired else record["state"]})
 
     def show_session(self, session_id: str) -> JSON:
-        """A session; an active one past its time is expired. Or WorldError 404."""
+        """Return a session; raise WorldError 404 if there is none. An active one expires at `expires_at`."""
         record = self.find(self.sessions, "session", session_id)
         expired = record["status"] == "active" and shapes.time_of(record["expires_at"]) <= self.now()
         return {**record, "status": "expired"} if expired else record
 
     def truth(self) -> JSON:
-        """All there is, as the API shows it: what a mirror has to end equal to.
+        """Return all objects, as the API shows them. A mirror must end up equal to them.
 
         `roles` are the stored ones, with `organization_id` (None: of the environment).
         """

@@ -1,4 +1,4 @@
-"""A WorkOS environment: organizations, their domains and users; what is inside organizations, see members.py."""
+"""A WorkOS environment: organizations, their domains, and users. members.py has the contents of organizations."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -15,7 +15,7 @@ __all__ = ["OPERATIONS", "World", "WorldError"]
 class World(Members):
     """One environment. Every operation is thread-safe, returns the object and raises WorldError if refused.
 
-    `seed` makes all choices and ids repeatable but for the time in them; `clock` returns the time (aware).
+    `seed` makes all random choices and ids repeatable, except for the time in an id; `clock` returns the time (aware).
     """
 
     def __init__(self, seed: int = 0, clock: Callable[[], datetime] | None = None, knobs: Knobs | None = None) -> None:
@@ -35,7 +35,7 @@ class World(Members):
         external_id: str | None = None,
         metadata: JSON | None = None,
     ) -> JSON:
-        """Make an organization; `domains` are (name, state); they follow its first event, not in it."""
+        """Create an organization. `domains` are pairs of name and state, whose events follow its own."""
         with self.lock:
             organization_id = self.new_id("org")
             self.organizations[organization_id] = shapes.organization(
@@ -82,7 +82,7 @@ class World(Members):
     # Domains
 
     def create_domain(self, organization_id: str, domain: str, state: str = "pending") -> JSON:
-        """Add a domain, as `pending` or straight as `verified`. Two organizations may hold the same one."""
+        """Add a domain as `pending` or already `verified`. Two organizations may have the same domain."""
         with self.lock:
             self.find(self.organizations, "organization", organization_id)
             domain_id = self.new_id("org_domain")
@@ -96,7 +96,7 @@ class World(Members):
         return self._set_domain(domain_id, "organization_domain.verified", state="verified")
 
     def fail_domain(self, domain_id: str, reason: str = shapes.REASON_EXPIRED) -> JSON:
-        """Let the verification fail; the event nests the domain beside the reason."""
+        """Let the verification fail. The event has the domain nested beside the reason."""
         with self.lock:
             self.domains[domain_id] = self.changed(
                 self.find(self.domains, "organization_domain", domain_id), state="failed"
@@ -126,7 +126,7 @@ class World(Members):
         last_name: str | None = None,
         email_verified: bool = True,
     ) -> JSON:
-        """Make a user; the e-mail address must be free."""
+        """Create a user. No other user may have the e-mail address."""
         with self.lock:
             self._require_free(email)
             user_id = self.new_id("user")
@@ -166,19 +166,19 @@ class World(Members):
             return user
 
     def user_by_email(self, email: str) -> JSON | None:
-        """The user with this address, in whatever case."""
+        """Return the user with this address, in upper or lower case; None if there is none."""
         with self.lock:
             user_id = self._emails.get(email.lower())
             return self.users[user_id] if user_id else None
 
-    # Inside
+    # Helpers
 
     def _require_free(self, email: str) -> None:
         if email.lower() in self._emails:
             raise invalid("This email is not available.", "email_not_available", "email", status=400)
 
     def _emit_deleted(self, kind: str, parent: JSON, children: list[tuple[str, JSON]]) -> None:
-        """Emit the delete events of a parent and, if the knob says so, of its children in random order."""
+        """Emit the delete events of a parent and, if the knob says so, of its children, in random order."""
         deletes = [(kind, parent), *(children if self.knobs.children_deleted else [])]
         self.random.shuffle(deletes)
         for each, data in deletes:
