@@ -1,7 +1,7 @@
 """Reports unexpected errors to Sentry (extra `sentry`) if SENTRY_DSN is set.
 
-A report says where in the code an error was raised, and nothing else: no message, value, source line or request. It is
-made from the places in the traceback, so that there is nothing to remove.
+A report has the class of the error and the places in the code, but no message, value, source line or request. It is
+built from the traceback alone, so that nothing has to be removed from it.
 """
 
 import traceback
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from sentry_sdk import Client
 
 FLUSH_SECONDS = 2.0
-"""How long a process that ends waits for its last reports to be sent."""
+"""How long a process that stops waits for its last reports to be sent."""
 MAX_CHAIN = 5
-"""Errors in a report: one, and those that caused it."""
+"""Maximum number of errors in a report: the error, and those that caused it."""
 MAX_FRAMES = 50
 
 _clients: list["Client"] = []
@@ -25,7 +25,7 @@ _clients: list["Client"] = []
 
 
 def start(dsn: str | None, environment: str | None) -> None:
-    """Report errors of this process from now on. Without `dsn`, which is Sentry's address and key, do nothing.
+    """Report errors of this process from now on. Do nothing if `dsn`, Sentry's address and key, is None.
 
     Raises:
         ConfigurationError: the extra is not installed, or the DSN is not one of Sentry's.
@@ -38,7 +38,7 @@ def start(dsn: str | None, environment: str | None) -> None:
     except ImportError as error:
         raise ConfigurationError("SENTRY_DSN: run pip install 'workos-sync[sentry]', or remove it") from error
     try:
-        # Its integrations would add the request, the host's modules, and log lines.
+        # Sentry's integrations would add the request, the names of installed packages, and log lines.
         client: Client = Client(
             dsn,
             default_integrations=False,
@@ -66,7 +66,7 @@ def capture(error: BaseException, **tags: str) -> None:
 
 
 def stop() -> None:
-    """Send what is queued, for at most `FLUSH_SECONDS`, and report nothing more."""
+    """Send the queued reports, for at most `FLUSH_SECONDS`, and report nothing more."""
     while _clients:
         _clients.pop().close(timeout=FLUSH_SECONDS)
 

@@ -61,7 +61,7 @@ PIPED_WIDTH = 120
 @click.option("--short", is_flag=True, help=f"{SHORT['events']} events in {SHORT['seconds']} s, and short faults.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers here.")
 def command(events: int, seconds: float, companies: int, seed: int, *, short: bool, json_file: Path | None) -> None:
-    """Strike real processes with faults while events flow; then see that nothing is lost, doubled or different."""
+    """Inject faults into real processes while events flow, then check that no event is lost or applied twice."""
     interruptions = Interruptions()
     interruptions.install()
     folder, code = short_folder(), 1
@@ -222,7 +222,7 @@ def _report(
     notes = [f"started again: {', '.join(f'{name} {n}' for name, n in sorted(installation.restarts.items()))}"]
     notes += [f"status was wrong for longest: {watch.record.longest}" for watch in watches]
     report.show(console, injector.struck, verdict, notes)
-    for line in verdict.wrong or ["nothing lost, nothing doubled, no innocent event set aside, mirror equals WorkOS"]:
+    for line in verdict.wrong or ["no event lost, applied twice or failed; the mirror equals WorkOS"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
         made = report.summary(injector.struck, verdict, seconds=round(seconds), restarts=dict(installation.restarts))

@@ -49,7 +49,7 @@ def judge(installation: Installation, engine: Engine, last: Sample, follower: Fo
             "  retried": workos["retried"],
             "  refused (not 2xx)": workos["refused"],
             "  unanswered": workos["unanswered"],
-            "  given up after all retries": workos["given_up"],
+            "  abandoned after all retries": workos["given_up"],
             "events acknowledged": workos["acknowledged"],
             "events that only catch-up brought": last.caught_up,
             "events applied": count(engine, Event.status == EventStatus.DONE),
@@ -63,10 +63,10 @@ def judge(installation: Installation, engine: Engine, last: Sample, follower: Fo
     verdict.none_of("events that WorkOS never made", _ids(engine, Event.status == EventStatus.DONE) - records.keys())
     verdict.none_of("applied twice", _doubled(engine))
     verdict.none_of("applied without a row in changes", _unrecorded(engine))
-    verdict.none_of("set aside", _ids(engine, Event.status == EventStatus.FAILED))
+    verdict.none_of("failed", _ids(engine, Event.status == EventStatus.FAILED))
     verdict.none_of("forged deliveries accepted", ["a forged one"] * workos["forged_accepted"])
     verdict.none_of("changes that the follower missed, or saw twice or late", _unfollowed(engine, follower))
-    verdict.none_of("differences to WorkOS", _differences(installation, engine))
+    verdict.none_of("differences from WorkOS", _differences(installation, engine))
     verdict.none_of("drift that the resync at the end found", _drift(engine, resynced))
     return verdict
 

@@ -156,7 +156,7 @@ def test_a_failed_event_is_found_and_replayed(
     # The fix: restore the payload.
     in_transaction(engine, lambda tx: tx.execute(update(Event).where(Event.id == broken["id"]).values(body=whole)))
     page.get_by_placeholder("Reason").first.fill("the cause is fixed")
-    page.get_by_role("button", name="Process again").click()
+    page.get_by_role("button", name="Replay").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Replay")
     expect(page.locator("h1 .badge")).to_have_text("done")
     expect(page.locator("dd .badge.applied")).to_be_visible()  # without reloading

@@ -15,9 +15,9 @@ from worker.settings import Settings
 log = structlog.get_logger()
 
 SECONDS = 10.0
-"""Time limit of each call to the issuer. A thread waits for it."""
+"""Time limit of each call to the issuer. A thread waits for the call."""
 MAX_ATTEMPTS = 4
-"""Sign-ins that a browser may have begun and not finished, one in each tab."""
+"""Maximum number of unfinished sign-ins in a browser, such as one in each tab."""
 REFUSED = "You are signed in at the identity provider, but OPS_ALLOWED names neither you nor one of your groups."
 FAILED = "The identity provider did not confirm who you are. Try again, or sign in with a token."
 
@@ -71,7 +71,7 @@ def require_installed() -> None:
 
 
 def _client(app: Flask, settings: Settings) -> tuple[Any, tuple[type[Exception], ...]]:
-    """Return Authlib's client for the issuer, which nothing has called yet, and the errors that its calls raise."""
+    """Return Authlib's client for the issuer, and the errors that its calls raise. Makes no call yet."""
     require_installed()
     from authlib.integrations.base_client import OAuthError  # noqa: PLC0415 - an extra
     from authlib.integrations.flask_client import OAuth  # noqa: PLC0415
@@ -86,13 +86,13 @@ def _client(app: Flask, settings: Settings) -> tuple[Any, tuple[type[Exception],
         server_metadata_url=f"{(settings.oidc_issuer or '').rstrip('/')}/.well-known/openid-configuration",
         client_kwargs={"scope": "openid email profile", "code_challenge_method": "S256", "default_timeout": SECONDS},
     )
-    # RuntimeError: the discovery document lacks an endpoint. The last four: an answer is not what it must be.
+    # RuntimeError: the discovery document lacks an endpoint. The last four: an answer is malformed.
     unusable = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
     return client, (OAuthError, JoseError, RequestException, *unusable)
 
 
 def _forget_old_attempts() -> None:
-    """Keep the state of a few unfinished sign-ins: a browser drops a cookie that is too large."""
+    """Forget all but the newest unfinished sign-ins, because a browser drops a cookie that is too large."""
     states = sorted((key for key in session if key.startswith("_state_")), key=lambda key: session[key]["exp"])
     for key in states[: -MAX_ATTEMPTS + 1]:
         del session[key]

@@ -1,4 +1,4 @@
-"""Decides who may use the pages: owners of a token, people from an identity provider, and people from a proxy."""
+"""Decides who may use the pages: people with a token, or signed in by an identity provider or a proxy."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from worker.settings import Settings
 
 
 class Operator(NamedTuple):
-    """A person who may use the pages, as the audit names them."""
+    """A person who may use the pages. `who` is their name in the audit."""
 
     who: str
     may_act: bool
@@ -42,7 +42,7 @@ def by_claims(settings: Settings, claims: Mapping[str, Any]) -> tuple[str, list[
 
 
 def by_proxy(settings: Settings) -> Operator | None:
-    """Return the person named by the proxy that forwards the request; None without a trusted proxy or an allowed name.
+    """Return the operator that a trusted proxy names in the request; None if there is none, or they are not allowed.
 
     Only the address of the connection itself counts, whatever X-Forwarded-For says.
     """
@@ -66,10 +66,10 @@ def _allowed(settings: Settings, who: str, entries: Collection[str]) -> Operator
 
 
 def _addressed(settings: Settings, address: str | None) -> list[str]:
-    """Return the entries of OPS_ALLOWED that are this address. Entries without `@` are groups."""
+    """Return the entries of OPS_ALLOWED that equal this address. Entries without `@` are groups."""
     return [entry for entry in settings.ops_allowed if "@" in entry and _spelled(entry) == address]
 
 
 def _spelled(address: str) -> str:
-    """Return an address with its ASCII letters in lower case. Others stay: `ß` and `ss` may be different people."""
+    """Return an address with its ASCII letters in lower case. Other letters stay: `ß` and `ss` may be two people."""
     return address.strip().encode("utf-8", "replace").lower().decode()

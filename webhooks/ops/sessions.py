@@ -1,4 +1,4 @@
-"""Shared by all ways of signing in: starts sessions, refuses people, and checks which page to open."""
+"""Shared by all ways to sign in: starts sessions, refuses people, and checks which page to open afterwards."""
 
 import re
 
@@ -14,7 +14,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def start(engine: Engine, who: str, entries: list[str] | None = None) -> None:
-    """Sign in `who`, and end the session that the browser had before; `entries` as for `operator_sessions.sign_in`."""
+    """Sign in `who`, and end the browser's previous session. `entries` is that of `operator_sessions.sign_in`."""
     if isinstance(former := session.get("id"), str):
         operator_sessions.sign_out(engine, former, who)
     id = operator_sessions.sign_in(engine, who, request.remote_addr, entries)
@@ -25,7 +25,7 @@ def start(engine: Engine, who: str, entries: list[str] | None = None) -> None:
 
 
 def refused(message: str, status: int, wanted: str = "") -> tuple[str, int]:
-    """Return the page for signing in with a message. After a sign-in, it opens the page `wanted`."""
+    """Return the sign-in page with a message. After the sign-in, the browser opens the page `wanted`."""
     flash(message, "bad")
     return render_template("ops/sign_in.html", next=wanted), status
 

@@ -47,7 +47,7 @@ To keep start-up fast, a module is imported only when its command runs, and impo
 `lazy_imports`.
 """
 GC_THRESHOLD = 200_000
-"""New objects after which a command looks for garbage. Its imports make 100,000, and almost none of them is garbage."""
+"""Number of new objects after which a command collects garbage. Imports create 100,000, almost none of it garbage."""
 
 
 class Commands(click.Group):
@@ -78,7 +78,7 @@ class Commands(click.Group):
             raise click.NoSuchCommand(error.command_name, possibilities=MODULES, ctx=ctx) from None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse arguments that no database and no terminal could take."""
+        """Refuse arguments that neither a database nor a terminal can represent."""
         if any("\ud800" <= character <= "\udfff" for argument in args for character in argument):
             raise click.UsageError("an argument is not valid text in this terminal's encoding (see LC_ALL)", ctx)
         return super().parse_args(ctx, args)
@@ -114,14 +114,14 @@ def _without_color(context: click.Context, option: click.Parameter, given: bool)
     envvar="NO_COLOR",
     callback=_without_color,
     expose_value=False,
-    help="Print no colors, also if NO_COLOR is set.",
+    help="Print no colors. Setting NO_COLOR does the same.",
 )
 def main(traceback: bool) -> None:
     """Mirror the WorkOS data that decides access into your own database.
 
-    It mirrors organizations, memberships, users, roles, invitations and verified domains. A workspace is a WorkOS
-    organization, as your product sees it: the two words mean the same. Settings are read from environment variables and
-    from `.env`. docs/reference.md lists them.
+    That is organizations, memberships, users, roles, permissions, invitations, domains and connections. A workspace is
+    a WorkOS organization, as your product sees it: the two words mean the same. Settings are read from environment
+    variables and from `.env`. docs/reference.md lists them.
     """
     keep_files_private()
     _accept_all_characters()
@@ -129,7 +129,7 @@ def main(traceback: bool) -> None:
 
 
 def _collect_less() -> None:
-    """Save the third of a short command's processor time that garbage collection takes. Servers collect as usual."""
+    """Collect garbage less often in short commands, which saves a third of their CPU time; servers are not affected."""
     if MODULES.get(click.get_current_context().invoked_subcommand or "") != "serve":
         gc.set_threshold(GC_THRESHOLD)
     atexit.register(gc.freeze)  # Python's last collection, when the memory is returned anyway

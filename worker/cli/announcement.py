@@ -11,7 +11,7 @@ from worker.settings.masks import masked_url
 from worker.webhook_endpoints import webhook_path
 
 ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
-"""How programs on this machine reach the addresses that mean all."""
+"""The addresses at which programs on this machine reach a server that listens on all addresses."""
 
 
 def announcement(command: str, settings: Settings, sockets: Sequence[socket]) -> str:

@@ -30,7 +30,7 @@ def audit() -> None:
     "--action",
     type=click.Choice([action.value for action in Action]),
     metavar="ACTION",
-    help="Only actions of this kind, such as replay or forget. A wrong one lists all.",
+    help="Only actions of this kind, such as replay or forget. An unknown one prints the possible kinds.",
 )
 @click.option("--object", "object_id", metavar="ID", help="Only actions on this object, run, event or hook.")
 @options.organization

@@ -96,11 +96,11 @@ def joins(out: output.Listing, state: str | None, organization: str | None, limi
     \b
     pending  will be added
     joined   was added
-    dropped  did not qualify any more when it was time
+    dropped  no longer qualified when the membership was due
     failed   WorkOS refused, or ROLE_MAP has no WorkOS role for it
     blocked  was removed, deactivated, invited or blocked
-    undo     an inactive membership was activated, and will be deactivated again
-    undone   it was deactivated again, and the person is blocked
+    undo     activated an inactive membership, which will be deactivated again
+    undone   the membership was deactivated again, and the person is blocked
     """
     engine = migrated_engine()
     workspace = organization_id(engine, organization)

@@ -31,7 +31,7 @@ def config(out: output.Listing) -> None:
 
 
 def _text(value: object) -> str | None:
-    """Return a value as one would write it in `.env`, except for masked secrets."""
+    """Return a value in the form that it has in `.env`, except for masked secrets."""
     if isinstance(value, dict):
         return ", ".join(f"{name}={each}" for name, each in value.items()) or None
     if isinstance(value, list):

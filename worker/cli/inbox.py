@@ -98,7 +98,7 @@ def events_show(event_id: str, as_json: bool) -> None:
         output.lines(layout.wrap(layout.plain(change_feed.as_json(body)), output.width()))
     if event["status"] == EventStatus.FAILED:
         output.note(f"to retry: workos-sync replay --id {event_id} --reason TEXT")
-        output.note(f"to give up: workos-sync events dismiss {event_id} --reason TEXT")
+        output.note(f"to dismiss: workos-sync events dismiss {event_id} --reason TEXT")
 
 
 @events.command("failures")
@@ -128,7 +128,7 @@ def events_failures(out: output.Listing) -> None:
 
 
 def _affected(group: dict[str, Any]) -> str:
-    """Return the names of the workspaces that a group is about, and the number of those that it does not name."""
+    """Return the names of the workspaces that a group is about, and the number of further ones."""
     names = [each["name"] or each["organization_id"] for each in group["workspaces"]]
     more = group["affected"] - len(names)
     return ", ".join(names) + (f" and {more:,} more" if more else "")

@@ -35,7 +35,7 @@ def _settings(_context: click.Context, _option: click.Parameter, given: tuple[st
     multiple=True,
     metavar="NAME=VALUE",
     callback=_settings,
-    help="Plan this value of ROLE_MAP, AUTO_JOIN or AUTO_JOIN_EXISTING instead of the environment's. May be repeated.",
+    help="Use this value of ROLE_MAP, AUTO_JOIN or AUTO_JOIN_EXISTING instead of the current one. May be repeated.",
 )
 @click.option(
     "--max-promotions", type=click.IntRange(0), help="Exit code 1 if more people than this would become admins."

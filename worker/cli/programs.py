@@ -59,7 +59,7 @@ log = structlog.get_logger()
 CLOCK_HEARTBEAT_SECONDS = 5.0
 """Maximum interval between two heartbeats of the clock, in seconds."""
 NOTIFY_STOP_SECONDS = 10.0
-"""How long a process that ends waits for a message on its way: less than its service manager allows."""
+"""How long a process that stops waits for a message that is being sent: less than its service manager allows."""
 COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
 
@@ -69,7 +69,7 @@ Program = Callable[[], None]
 
 
 class _Part(NamedTuple):
-    """What one command runs under the supervisor: programs, each in a process, and the sockets that they share."""
+    """The programs that a command runs under the supervisor, each in a process, and the sockets that they share."""
 
     programs: list[Program]
     sockets: Sequence[socket.socket] = ()
@@ -83,7 +83,7 @@ def supervise_parts(
 ) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process. `command` is announced."""
     file = alive.file_of(command)
-    report_errors(settings)  # its errors of configuration must end the command, not each of its processes
+    report_errors(settings)  # once here, so that a configuration error ends the command, not each of its processes
     error_reports.stop()
     engine = open_database(settings)
     with ExitStack() as at_end:
@@ -119,7 +119,7 @@ def _announce(command: str, settings: Settings, sockets: Sequence[socket.socket]
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:
-    """Close sockets. When no process has them open any more, new connections are refused, and clients try elsewhere."""
+    """Close sockets. Once no process has them open, new connections are refused, and clients can try another host."""
     for opened in sockets:
         opened.close()
 
@@ -199,7 +199,7 @@ def _run_tasks(settings: Settings, redis: RedisServer, stop: threading.Event) ->
 
 @contextmanager
 def _notifying(services: Services, stop: threading.Event) -> Iterator[None]:
-    """Notify the targets of NOTIFY in a thread until `stop` is set, so that a slow target delays no periodic task."""
+    """Notify the targets of NOTIFY from a thread until `stop` is set, so that a slow target delays no periodic task."""
     if not services.settings.notify:
         yield
         return
@@ -210,11 +210,11 @@ def _notifying(services: Services, stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(NOTIFY_STOP_SECONDS)  # a message that takes longer is sent again by the next process
+        thread.join(NOTIFY_STOP_SECONDS)  # the next process repeats a message that takes longer
 
 
 def _notify_task(services: Services) -> PeriodicTask:
-    """Return the task that notifies. Of several processes, one runs each round."""
+    """Return the task that sends notifications. If several processes run it, one of them does the work each time."""
     settings, engine = services.settings, services.engine
     remind = timedelta(seconds=settings.notify_remind_seconds)
     report = partial(services.counters.report, Place.TASK, "notify")
@@ -230,12 +230,12 @@ def _notify_task(services: Services) -> PeriodicTask:
 
 
 def notify_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
-    """Return the process that notifies if no clock does, as when the clock has stopped; none without NOTIFY."""
+    """Return the process that sends notifications while no clock does, as when it has stopped; none without NOTIFY."""
     return _Part([partial(_run_notify, settings, redis_url)] if settings.notify else [])
 
 
 def _run_notify(settings: Settings, redis_url: str) -> None:
-    """Notify until stopped."""
+    """Send notifications until stopped."""
     with until_stopped() as stop, closing(build_services(settings, redis_url)) as services:
         run([_notify_task(services)], stop, services.counters)
 

@@ -69,7 +69,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, reason:
 
 
 def _exists(engine: Engine, workos: client.WorkOSClient, organization_id: str) -> bool:
-    """Return whether WorkOS has an organization, or the mirror has it as active: then there is something to repair."""
+    """Return whether WorkOS has an organization, or the mirror has it as active, so that it can be repaired."""
     if reads.fetch(workos, kinds.KINDS["organization"], organization_id).item is not None:
         return True
     mirrored = listings.workspace(engine, organization_id)

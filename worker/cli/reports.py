@@ -27,7 +27,7 @@ INVITATIONS = (
 )
 
 as_workos_option = click.option(
-    "--as-workos", is_flag=True, help="With --at: who had access as WorkOS had it, not as the mirror answered."
+    "--as-workos", is_flag=True, help="With --at: answer as WorkOS had it, not as the mirror answered."
 )
 
 
@@ -45,7 +45,7 @@ CHANGED = (
 
 @click.command()
 @click.argument("organization", metavar="[ORGANIZATION]", required=False)
-@options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
+@options.time("--at", f"Show who had access at {options.THIS_TIME}, and when that access last changed.")
 @options.time("--since", f"Show only who gained, lost or changed access since {options.THIS_TIME}, in all workspaces.")
 @as_workos_option
 @output.listing(

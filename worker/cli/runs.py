@@ -51,7 +51,7 @@ def work_on_run(services: bootstrap.Services, workos: client.WorkOSClient | None
 
 
 def note_interrupted(run_id: str) -> None:
-    """Print who continues a run that the command did not finish, and where to see it."""
+    """Print who continues a run that the command did not finish, and how to see its progress."""
     output.note(
         f"workos-sync: run {run_id} was interrupted. A worker continues it, and so does this command. "
         f"To see how far it is: workos-sync runs show {run_id}"
@@ -89,7 +89,7 @@ def print_replay(replay: types.Record, *, as_json: bool = False) -> None:
 
 
 def found_by(run: types.Record) -> str:
-    """Return what a resync, a row of `listings.run`, found. One that did not compare everything says so."""
+    """Return what a resync, a row of `listings.run`, found, and whether it compared everything."""
     findings = output.counted(run["findings"])
     if run["compared"] is None:
         return findings or "no drift"
@@ -124,7 +124,7 @@ def _elsewhere(row: types.Record) -> types.Record:
 
 
 def _note_withheld(engine: Engine, run: types.Record) -> None:
-    """Print who approved the deletions that a resync withholds, or what happens if they are approved, and how."""
+    """Print who approved the deletions that a resync withholds, or else what approval would do, and how to approve."""
     withheld = f"{output.count(run['withheld'], 'deletion')} withheld"
     if approval := listings.approval(engine, run["id"]):
         output.note(f"{withheld}; approved by {approval['requested_by']} in run {approval['id']}")
@@ -149,7 +149,7 @@ def runs() -> None:
 @click.option(
     "--status",
     type=click.Choice([QUEUED, *(status.value for status in RunStatus)]),
-    help="Only runs in this status. queued: running, but no process works on it.",
+    help="Only runs in this status. A queued run waits for a process to work on it.",
 )
 @options.time("--since", f"Only runs created at or after {options.THIS_TIME}.")
 @options.limit

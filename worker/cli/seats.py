@@ -28,7 +28,7 @@ with lazy_imports():
 def seats(out: output.Listing, at: datetime | None, as_csv: bool) -> None:
     """Count the members of each live workspace, with its Stripe customer, as in the view `seats`."""
     if as_csv and out.form is not None:
-        raise click.UsageError("give --csv or --json, not both")
+        raise click.UsageError("--csv and --json cannot be combined")
     rows = counted.list_seats(migrated_engine(), at)
     if as_csv:
         for line in (counted.COLUMNS, *([row[name] for name in counted.COLUMNS] for row in rows)):

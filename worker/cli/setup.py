@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 NEEDED = {".env", "DATABASE_URL", "DATABASE_SCHEMA", "REDIS_URL"}
-"""While one of these is wrong, `doctor` checks neither database nor Redis: it might check the wrong ones."""
+"""While one of these is invalid, `doctor` checks neither database nor Redis, because it might check the wrong ones."""
 CHECKED_SETTINGS = {
     "webhook secret": {"WORKOS_WEBHOOK_SECRETS"},
     "OPS_TOKENS": {"OPS_TOKENS"},
@@ -47,15 +47,15 @@ CHECKED_SETTINGS = {
 @click.command()
 @click.option("--print-sql", is_flag=True, help="Print a script for psql instead, without connecting to anything.")
 @click.option(
-    "--from", "start", metavar="REVISION", help="Revision of the database for --print-sql. Default: a new one."
+    "--from", "start", metavar="REVISION", help="With --print-sql: revision of the database. Default: a new database."
 )
-@click.option("--rename-environment", is_flag=True, help="Give the database of another environment to this one.")
+@click.option("--rename-environment", is_flag=True, help="Let this environment take over the database of another one.")
 @options.reason
 @options.as_json
 def migrate(*, print_sql: bool, start: str | None, rename_environment: bool, reason: str | None, as_json: bool) -> None:
     """Upgrade the database to the newest revision, and record ENVIRONMENT_NAME in it.
 
-    Safe to run at any time, even by two hosts at once. A database of another environment is refused. Use
+    Safe to run at any time, even on two hosts at once. Refuses the database of another environment. Use
     --rename-environment if the environment has a new name, or for a copy of another environment's database.
     """
     settings = logging_settings()
@@ -117,7 +117,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _for_people(checks: list[checking.Check]) -> Iterator[str]:
-    """Yield the verdict, what is wrong with the remedies, and what is well; given checks, the worst first."""
+    """Yield the verdict, failures and warnings with remedies, and passed checks. `checks` starts with the worst."""
     wrong = [check for check in checks if check.level is not checking.Level.OK]
     counts = (output.count(number, level) for level, number in Counter(check.level for check in wrong).items())
     text = f"{', '.join(counts)} in {len(checks)} checks" if wrong else f"all {len(checks)} checks passed"
@@ -132,7 +132,7 @@ def _for_people(checks: list[checking.Check]) -> Iterator[str]:
 
 
 def _check_installation(reading: configuration.Reading) -> Iterator[checking.Check]:
-    """Run the checks that the invalid settings allow, and leave out those that would call such a setting not set."""
+    """Run the checks that do not depend on invalid settings. Others would report such a setting as not set."""
     settings, wrong = reading.settings, {problem.setting for problem in reading.problems}
     if first := sorted(wrong & NEEDED):
         yield checking.Check("other checks", checking.Level.WARNING, "not run", f"correct {' and '.join(first)} first")

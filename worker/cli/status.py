@@ -39,13 +39,13 @@ WATCH_SECONDS = 2.0
     metavar="[SECONDS]",
     is_flag=False,
     flag_value=WATCH_SECONDS,
-    help=f"Repeat on a terminal until Ctrl-C, every {WATCH_SECONDS:.0f} seconds unless given.",
+    help=f"Repeat on a terminal until Ctrl-C, every SECONDS seconds. Default: {WATCH_SECONDS:.0f}.",
 )
 @options.as_json
 def status(watch: float | None, as_json: bool) -> None:
     """Report whether the mirror is trustworthy, what is wrong, and how to fix it.
 
-    Exit code 1 if there is a problem or a warning; with --watch, as of the last look.
+    Exit code 1 if there is a problem or a warning; with --watch, if the last report has one.
     """
     if watch is not None and (as_json or not output.on_terminal()):
         raise click.UsageError("--watch needs a terminal, and cannot be combined with --json")

@@ -16,7 +16,7 @@ RQ_VARIABLE = "RQ_KEY_PREFIX"
 
 
 def separate() -> None:
-    """Let RQ's keys begin with ENVIRONMENT_NAME. An invalid name is left to `worker.settings`, which refuses it."""
+    """Make RQ's keys begin with ENVIRONMENT_NAME. Ignores an invalid name, which `worker.settings` refuses later."""
     if name := _name():
         os.environ[VARIABLE] = name  # processes that are started later may have another working directory
         os.environ[RQ_VARIABLE] = f"{name}:rq"

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 ENV_FILE = Path(".env")
 EDGES = re.compile(r"^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$")
-"""White space, byte order marks and zero-width spaces, as copied from documents."""
+"""White space, byte order marks and zero-width spaces, which come with text copied from documents."""
 FOREIGN = frozenset(("listen_pid", "listen_fdnames", "pgport"))
-"""Names of systemd and libpq that resemble ours."""
+"""Variables of systemd and libpq whose names resemble settings."""
 
 SHORT = 7
-"""Characters of a name that must be nearly equal to count as similar."""
+"""A name of at most this length must be nearly equal to a setting to count as similar."""
 
 
 class Given(NamedTuple):
@@ -54,7 +54,7 @@ def _stripped(source: Mapping[str, str | None], origin: str) -> dict[str, Given]
 
 
 def lookalikes(names: AbstractSet[str], ours: AbstractSet[str]) -> dict[str, list[str]]:
-    """Return those of the unknown `names` that resemble some of `ours`, with these. All are in lower case."""
+    """Return the unknown `names` that resemble settings (`ours`), each with those settings. All are in lower case."""
     found = {}
     for name in sorted(names - FOREIGN):
         matches = get_close_matches(name, ours, cutoff=0.77)

@@ -1,9 +1,9 @@
 """Auto-join: records the effects of changes on auto-join, in the transaction that makes the changes.
 
 The views in `models.views` decide: `auto_join_domains` by which domain people join, `auto_join_blocks` who is kept out.
-This module repeats the part of `auto_join_domains` about verification and rival workspaces, to record in `changes` why
-a domain does not auto-join; tests/use_cases/test_access_rules.py compares the two. In mode `provision` it also records
-the people for whom `worker.provisioning` must create a membership.
+To record in `changes` why a domain does not auto-join, this module repeats the part of `auto_join_domains` about
+verification and rival workspaces. tests/use_cases/test_access_rules.py compares both. In mode `provision` it also
+records the people for whom `worker.provisioning` must create a membership.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ from worker.kinds.user import USER, User
 from worker.mirror.change_rows import CausedBy, ChangeRow
 
 RETRYABLE_JOINS = (JoinState.DROPPED, JoinState.FAILED)
-"""Joins that a new cause makes pending again. A block stays until an operator unblocks the person."""
+"""The states in which a new cause makes a join pending again. A block stays until an operator unblocks the person."""
 
 
 class DomainClaim(NamedTuple):
@@ -68,7 +68,7 @@ class DomainClaim(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the workspace has verified the domain. A workspace that is not known yet counts as a rival."""
+        """Whether the workspace has verified the domain, even if the workspace is not in the mirror yet."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
 
     def recorded(self) -> JsonObject:
@@ -137,7 +137,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
 
 
 def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[bool]) -> None:
-    """Request a search of the auto-join domains that meet `which` for the people who have not joined.
+    """Request a search for people who have not joined by the auto-join domains that meet `which`.
 
     As for a domain that has just been verified, the search covers everybody with `AUTO_JOIN_EXISTING`, and otherwise
     the people who signed up after the domain was verified.
@@ -153,7 +153,7 @@ def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[
 
 
 def eligible(domains: FromClause = auto_join_domains) -> Select[str, str, str | None, str, str]:
-    """Return the query of people with a verified address on an auto-join domain, members and blocked people too.
+    """Return the query of people with a verified address on an auto-join domain, including members and blocked people.
 
     Its columns are `organization_id`, `user_id`, `email`, `domain` and `default_role`. `domains` has the columns of the
     view.
@@ -167,7 +167,7 @@ def eligible(domains: FromClause = auto_join_domains) -> Select[str, str, str | 
 
 
 def neither_member_nor_blocked(organization_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
-    """Return the condition that a user is not in a workspace, and that nothing keeps them out of it."""
+    """Return the SQL condition that a user is not a member of a workspace and not kept out of it."""
     member, block = workspace_members.c, auto_join_blocks.c
     inside = exists().where(member.organization_id == organization_id, member.user_id == User.id)
     kept_out = exists().where(block.organization_id == organization_id, block.user_id == User.id)
@@ -175,7 +175,7 @@ def neither_member_nor_blocked(organization_id: ColumnElement[str] | Instrumente
 
 
 def same_person(tx: Connection, user_id: str) -> set[str]:
-    """Return the user ids of one person: `user_id`, and every user that ever had one of its addresses."""
+    """Return the user ids of one person: `user_id`, and every user that ever had an address of that user."""
     own, shared = aliased(UserAddress), aliased(UserAddress)
     others = select(shared.user_id).join(own, own.email_hash == shared.email_hash).where(own.user_id == user_id)
     return {user_id, *tx.execute(others).scalars()}
@@ -293,7 +293,7 @@ def _record_statuses(tx: Connection, causes: Mapping[str, CausedBy]) -> list[Tra
 
 
 def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeRow]) -> list[ChangeRow]:
-    """Add the states to the changes of their domains; return a row for each state that changed without one."""
+    """Add the states to the changes of their domains; return a row for each domain of which only the state changed."""
     rows: dict[str, list[ChangeRow]] = {}
     for change in changes:
         if change.kind == DOMAIN.name:

@@ -1,1 +1,1 @@
-"""Notifies people and programs of the conditions that begin, continue and end (`NOTIFY`)."""
+"""Notifies people and programs when conditions begin, continue and end (`NOTIFY`)."""

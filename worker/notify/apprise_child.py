@@ -1,9 +1,9 @@
 """Sends a message through Apprise, or checks URLs: `python -m worker.notify.apprise_child`.
 
-It is a process of its own, so that a call that hangs can be ended, and the clock neither loads Apprise nor keeps its
-memory. Standard input is a JSON object: `urls`, and `message` with `title`, `text` and `level`, or null to check the
-URLs only. Standard output is a JSON object: `problems`, with null for each URL with which all is well. A problem
-contains neither the URL nor what the service answered.
+Apprise runs in its own process, so that a call that hangs can be killed, and the memory of Apprise is freed afterwards.
+Standard input is a JSON object with `urls`, and `message`: an object with `title`, `text` and `level`, or null to only
+check the URLs. Standard output is a JSON object with `problems`: a text, or null, for each URL. The text contains
+neither the URL nor what the service answered.
 """
 
 import json
@@ -17,14 +17,14 @@ from apprise.manager_plugins import NotificationManager
 
 
 class _Reasons(logging.Handler):
-    """Keeps why sending failed, from what Apprise logs: it returns only whether it failed."""
+    """Finds out from Apprise's log why sending failed, because `notify` returns only whether it failed."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.reason = "it was not accepted"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the status of an answer, or that there was none. The rest of the line may contain addresses."""
+        """Keep the status of the answer, or that there was none, but not the line, which may contain addresses."""
         line = record.getMessage()
         if status := re.search(r"error=(\d{3})\b", line):
             self.reason = f"answered {status[1]}"

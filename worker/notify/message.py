@@ -1,4 +1,4 @@
-"""The messages: a title and a text for people, and JSON for programs."""
+"""Writes messages: a title and a text for people, and JSON for programs."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,16 @@ class Message(NamedTuple):
     """A message to a target."""
 
     id: str
-    """The same for a message that is repeated because it is not known whether it arrived."""
+    """If a message is sent again because nobody knows whether it arrived, it has the same id."""
     level: str
-    """Apprise's word for how bad it is: `failure`, `warning`, `success` or `info`."""
+    """The severity in Apprise's terms: `failure`, `warning`, `success` or `info`."""
     title: str
     text: str
     body: JsonObject
 
 
 class Sender(NamedTuple):
-    """The installation that sends: `ENVIRONMENT_NAME`, and `PUBLIC_URL`, to which links lead if it is known."""
+    """The installation that sends: `ENVIRONMENT_NAME`, and `PUBLIC_URL`, with which links begin."""
 
     environment: str | None
     public_url: str | None
@@ -34,12 +34,12 @@ class Sender(NamedTuple):
         return f"workos-sync{f' ({names})' if names else ''}: {text}"
 
     def link(self, held: Held) -> str | None:
-        """Return the address of the page about a condition; None if it is not known."""
+        """Return the URL of the page about a condition; None without `PUBLIC_URL`."""
         return f"{self.public_url.rstrip('/')}{held.page}" if self.public_url else None
 
 
 def make_message(target: str, found: Plan, sender: Sender) -> Message:
-    """Return the message for a plan. One without conditions says that earlier messages were not accepted."""
+    """Return the message for a plan. If the plan has no conditions, it says that earlier messages were not accepted."""
     counts = [
         *_counted(found.begun, "new"),
         *_counted(found.continuing, "continuing"),
@@ -55,7 +55,7 @@ def make_message(target: str, found: Plan, sender: Sender) -> Message:
         id=_id(target, found),
         level="failure" if PROBLEM in severities else "warning" if severities else "success",
         title=sender.title(", ".join(counts) or "notifications work again"),
-        text="\n".join(lines) or "Earlier messages to this target were not accepted. Nothing is to be reported now.",
+        text="\n".join(lines) or "Earlier messages to this target were not accepted. There is nothing to report now.",
         body={
             "type": "conditions.changed",
             "timestamp": found.now.isoformat(),

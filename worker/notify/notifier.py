@@ -1,7 +1,8 @@
-"""Notifies each target of `NOTIFY` of the conditions that begin, continue and end.
+"""Notifies each target of `NOTIFY` when conditions begin, continue and end.
 
-The database records which conditions each target knows, so that a restart repeats nothing. A message and its record
-cannot be one transaction: if a process is killed between the two, another sends the message again, with the same id.
+The database records which conditions were reported to each target, so that a restart repeats no message. Sending a
+message and recording it cannot be one transaction: if a process is killed between the two, another process sends the
+message again, with the same id.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,19 +28,19 @@ from worker.notify.targets import Target
 log = structlog.get_logger()
 
 NOTIFY_TICK = "notify"
-"""The tick by which one process at a time compares the conditions with those that the targets know."""
+"""The row of `ticks` through which only one process at a time compares conditions with the records."""
 ROUNDS = 3
-"""A comparison is made each time this number of `REPAIR_SECONDS` has passed."""
+"""Interval of the comparisons, as a multiple of `REPAIR_SECONDS`."""
 FIRST_BACKOFF_SECONDS = 15.0
 MAX_BACKOFF_SECONDS = 600.0
 OWN_FAILURE = "notify_failed"
-"""The condition about a failing target, which is reported to the other targets only."""
+"""The condition about a failing target. It is reported only to the other targets."""
 TARGETS = LeasedTable(NotifyTarget.name, NotifyTarget.leased_until, NotifyTarget.fence)
 COLUMNS = [Notice.__table__.c[name] for name in Known._fields]
 
 
 class _State(NamedTuple):
-    """What a target knows, and how its last message went."""
+    """The conditions recorded for a target, its failures in a row, and whether a message may be sent now."""
 
     known: dict[Key, Known]
     attempts: int
@@ -49,14 +50,14 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Compares the conditions that hold with what each target knows, and sends messages.
+    """Compares the conditions that hold with those recorded for each target, and sends messages.
 
     Attributes:
         engine: the database.
         targets: the targets by name.
         remind: the time between two reminders.
         sender: this installation.
-        report: called with each unexpected error of a target, which counts as a refusal.
+        report: called with each unexpected error of a target. The message then counts as refused.
     """
 
     engine: Engine
@@ -66,7 +67,7 @@ class Notifier:
     report: Callable[[BaseException], object]
 
     def notify(self, held: list[Held]) -> None:
-        """Send what is due to all targets at the same time, so that a slow one delays no other.
+        """Send the messages that are due to all targets at the same time, so that a slow target delays no other.
 
         Raises:
             sqlalchemy.exc.DBAPIError: the database is unavailable.
@@ -118,7 +119,7 @@ class Notifier:
 
 
 def _sends(found: Plan, state: _State) -> bool:
-    """Return whether a message is due. After failures one is, even if every condition has ended."""
+    """Return whether a message must be sent now. After failures it must, even if all conditions have ended."""
     return state.due and (found.says or state.attempts > 0)
 
 

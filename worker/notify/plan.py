@@ -1,7 +1,7 @@
 """Decides which conditions to report to a target. Pure: no clock and no database.
 
-A condition is reported when it has held for a while, again at intervals, and when it has been gone for a while. So a
-restart or a short outage sends nothing, and conditions that begin together are reported together.
+A condition is reported once it has held for some time, again at intervals, and once it has been over for some time. So
+a restart or a short outage sends nothing, and conditions that begin together are reported together.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ Key = tuple[str, str]
 """Name of a condition, and its subject: the hook, lane or target that it is about, otherwise empty."""
 PROBLEM = "problem"
 ENDED_AFTER = timedelta(minutes=1)
-"""How long a condition must be gone before its end is reported."""
+"""How long a condition must be over before its end is reported."""
 
 
 class Held(NamedTuple):
@@ -29,7 +29,7 @@ class Held(NamedTuple):
     after: timedelta
     """How long it must hold before it is reported."""
     explained: bool
-    """Whether the sentence of another condition, its cause, mentions it. Then it is not reported by itself."""
+    """Whether another condition, its cause, mentions it in its sentence. Then it is not reported separately."""
 
     @property
     def key(self) -> Key:
@@ -38,7 +38,7 @@ class Held(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A condition as a target knows it: the columns of `models.tables.Notice`."""
+    """A condition as it is recorded for a target: the columns of `models.tables.Notice`."""
 
     name: str
     subject: str
@@ -88,9 +88,10 @@ class Plan(NamedTuple):
 
 
 def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind: timedelta) -> Plan:
-    """Return what to report to a target that knows `known`, while `held` holds.
+    """Return what to report to a target.
 
-    `now`, and the times in `known`, are by the database's clock. `remind` is the time between two reminders.
+    `known` are the conditions recorded for the target, `held` those that hold now. All times are by the database's
+    clock. `remind` is the time between two reminders.
     """
     worst = _worst(held)
     following = ((key, _next(known.get(key), worst.get(key), now)) for key in sorted({*known, *worst}))
@@ -113,7 +114,7 @@ def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind
 
 
 def _worst(held: Iterable[Held]) -> dict[Key, Held]:
-    """Return one of the conditions with the same key: a problem rather than a warning."""
+    """Return one condition for each key: a problem rather than a warning."""
     found: dict[Key, Held] = {}
     for each in held:
         if each.key not in found or each.severity == PROBLEM:
@@ -122,7 +123,7 @@ def _worst(held: Iterable[Held]) -> dict[Key, Held]:
 
 
 def _next(known: Known | None, held: Held | None, now: datetime) -> Known | None:
-    """Return what to record about a condition; None if nothing."""
+    """Return what to record about a condition; None to record nothing."""
     if known is None or not known.attempted:  # a condition that was never reported is forgotten as soon as it ends
         if held is None or held.explained:
             return None

@@ -28,7 +28,7 @@ Target = Callable[[Message], None]
 
 
 def targets(settings: Settings) -> dict[str, Target]:
-    """Return the targets in the settings, by name. Nothing is imported or connected yet."""
+    """Return the targets in the settings, by name. Imports and connects nothing yet."""
     secret = settings.notify_secret.get_secret_value() if settings.notify_secret else ""
     return {
         name: partial(_post, url, secret) if is_web(url) else partial(_send_through_apprise, url)
@@ -37,9 +37,9 @@ def targets(settings: Settings) -> dict[str, Target]:
 
 
 def require_usable(settings: Settings) -> None:
-    """Raise `ConfigurationError` if `NOTIFY` names services that cannot be used; nothing is sent.
+    """Raise `ConfigurationError` if `NOTIFY` names services that cannot be used. Sends nothing.
 
-    Apprise knows which URLs are valid. Commands that send nothing do not wait for it.
+    Only Apprise knows which URLs are valid. Commands that send no message need not wait for it.
     """
     if problems := list(problems_of(settings)):
         raise ConfigurationError(f"NOTIFY: {'; '.join(problems)}")
@@ -53,7 +53,7 @@ def problems_of(settings: Settings) -> Iterator[str]:
         return
     try:
         problems = _apprise(list(urls.values()), None) if urls else []
-    except NotifyError as error:  # it says nothing about the URLs, and is no reason not to start
+    except NotifyError as error:  # the URLs were not checked, which must not prevent a start
         log.warning("notify_not_checked", error=str(error))
         return
     for name, problem in zip(urls, problems, strict=True):
@@ -76,7 +76,7 @@ def _send_through_apprise(url: str, message: Message) -> None:
 
 
 def _apprise(urls: list[str], message: JsonObject | None) -> list[str | None]:
-    """Return a problem, or None, for each URL, from a process that is killed at the time limit.
+    """Run Apprise in a process that is killed at the time limit; return a problem, or None, for each URL.
 
     Raises:
         NotifyError: the process did not answer in time, or could not be started.
@@ -89,7 +89,7 @@ def _apprise(urls: list[str], message: JsonObject | None) -> list[str | None]:
             text=True,
             timeout=SEND_SECONDS,
             check=True,
-            start_new_session=True,  # Ctrl-C must not end a message
+            start_new_session=True,  # so that Ctrl-C does not interrupt a message
         )
         problems: list[str | None] = json.loads(ran.stdout)["problems"]
     except subprocess.TimeoutExpired as error:

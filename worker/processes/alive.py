@@ -1,7 +1,7 @@
-"""Whether the processes of a command on this machine run: what `workos-sync alive` answers.
+"""Records that the processes of a command run, so that `workos-sync alive` on the same machine can check it.
 
-Each process writes its pid and the time into a file that they share, every few seconds and from a thread of its own. So
-a process that waits for an unavailable database or Redis counts as alive, and one that is dead or frozen does not.
+Every few seconds, a thread of each process writes its pid and the time into a file that the processes share. So a
+process that waits for an unavailable database or Redis counts as alive, and one that is dead or frozen does not.
 """
 
 import mmap
@@ -23,9 +23,9 @@ log = structlog.get_logger()
 BEAT_SECONDS = 2.0
 """Interval at which a process writes the time."""
 STALE_SECONDS = 20.0
-"""A process that was killed or frozen counts as alive for this long. Longer than a loaded machine delays a thread."""
+"""A killed or frozen process counts as alive for this long: longer than a loaded machine delays a thread."""
 NOT_EXPECTED = float("inf")
-"""The time of a process that does not run because it ended, and is started again after a pause."""
+"""The time of a process that has ended and will be started again after a pause."""
 
 
 def file_of(command: str) -> Path:
@@ -43,9 +43,9 @@ class Beats:
     """
 
     def __init__(self, file: Path | None, processes: int = 0) -> None:
-        """Make `file`, if given, with places for `processes` forked ones.
+        """Create `file`, if given, with places for `processes` forked processes.
 
-        If it cannot be made, as in a read-only directory, log that and go on.
+        If the file cannot be created, as in a read-only directory, log a warning and continue without it.
         """
         start = array("d", [os.getpid(), time.monotonic(), *[0.0, NOT_EXPECTED] * processes]).tobytes()
         self._places = memoryview(bytearray(start)).cast("d")
@@ -62,16 +62,16 @@ class Beats:
             log.warning("alive_unavailable", file=str(file), error=error.strerror)
 
     def beat(self, place: int = 0) -> None:
-        """Write down that this process runs."""
+        """Record that this process runs."""
         self._places[2 * place], self._places[2 * place + 1] = os.getpid(), time.monotonic()
 
     def expect(self, place: int, *, running: bool) -> None:
-        """Write down that a forked process has just started, or has ended."""
+        """Record that a forked process has just started, or has ended."""
         self._places[2 * place + 1] = time.monotonic() if running else NOT_EXPECTED
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Beat for this process from a thread, which has ended when the block ends."""
+        """Record from a thread, until the block ends, that this process runs."""
         over = threading.Event()
 
         def run() -> None:
@@ -95,9 +95,9 @@ def remove(file: Path) -> None:
 
 
 def silent_processes(file: Path) -> list[tuple[int, float]] | None:
-    """Return the pid of each process of a command that does not run, and for how many seconds it has not.
+    """Return the pid of each dead or frozen process of a command, and the seconds since it last ran.
 
-    Return None if there is no `file`: the command is not running here, or has just begun to start.
+    Return None if there is no `file`: the command is not running here, or is only just starting.
 
     Raises:
         OperatorError: the file cannot be read.

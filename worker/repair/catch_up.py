@@ -2,7 +2,7 @@
 
 Each catch-up reads the pages after a cursor: the newest event that is older than the lag, because WorkOS withholds its
 newest events from ascending reads for a few seconds. WorkOS can also return events hours late, either at the end of its
-list or at their own time, before the cursor (docs/workos.md). So every ten minutes the last two hours are read again.
+list or at their own time, before the cursor (docs/workos.md). So catch-up rereads the last two hours every ten minutes.
 """
 
 import json
@@ -38,7 +38,7 @@ class Report(NamedTuple):
     """The result of a catch-up."""
 
     returned: int
-    """Number of events read; of the last two hours, which are read again, only the new ones."""
+    """Number of events read. Of the last two hours, which are read again, only the new events count."""
     new: int
     received_up_to: datetime
     """Every event up to this time (UTC) is in the inbox; with `since`, only those since then."""
@@ -164,9 +164,9 @@ def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int
 
 
 def _reread_from(position: Position, inbox_to: datetime) -> datetime | None:
-    """Return the time before which the last two hours are read again, every ten minutes; None if it is not yet due.
+    """Return the end of the two hours that are reread every ten minutes; None if a reread is not yet due.
 
-    Until a catch-up has ended, failed ones may have moved the cursor, and late events may have appeared before it.
+    Until the first catch-up has succeeded, failed ones may have moved the cursor past events that appeared late.
     """
     if position.inbox_to is None:
         return (position.backfill_from or position.read_to) if position.cursor is not None else None
@@ -227,7 +227,7 @@ def store_events(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
 
 
 def unknown_events(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
-    """Return the events that the API has not returned before. Unlike storing them again, the query takes no locks."""
+    """Return the events that the API has not returned before. Unlike storing all again, this takes no locks."""
     ids = [event.id for event in events]
     with read_transaction(engine) as tx:
         known = set(tx.execute(select(Event.id).where(Event.id.in_(ids), Event.api_at.is_not(None))).scalars())

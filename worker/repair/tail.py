@@ -1,12 +1,12 @@
-"""The tail: reads the newest events of the events API every few seconds, and records up to which time all are applied.
+"""The tail: reads the newest events of the events API every few seconds, and records up to when all are applied.
 
 `complete_to` = T means: every event created up to T is applied or has failed, if the events API showed it within
 `HOLD_BACK_SECONDS` of its creation. Failed events that may affect access are in `uncertain_access`. T is WorkOS's time
 at the start of a read that reached the end, less the hold-back; while an event waits, it is just before that event.
 
-Each read continues after the newest event that is older than the hold-back, and so reads that window again: WorkOS does
-not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
-minute the tail rereads the last `CATCH_UP_LAG_SECONDS` before that window, for events that are shown even later.
+Each read continues after the newest event that is older than the hold-back, and so rereads the events of the hold-back:
+WorkOS does not say whether an event that it shows late comes at the end of its list or at its own time, before newer
+ones. Once a minute, the tail also rereads the `CATCH_UP_LAG_SECONDS` before that, for events that are shown even later.
 
 While WorkOS refuses some event types, all others are read, but nothing counts as complete. Once it accepts them, the
 tail reads again from where it was when they were first refused.
@@ -53,9 +53,9 @@ TAIL_ID = "events"
 """The id of the single row of `tail`."""
 TAILS = LeasedTable(Tail.id, Tail.leased_until, Tail.fence)
 REREAD_SECONDS = 60.0
-"""How often the last `CATCH_UP_LAG_SECONDS` before the hold-back are reread, and refused event types tested again."""
+"""Interval at which the `CATCH_UP_LAG_SECONDS` before the hold-back are reread, and refused event types tried again."""
 POLL_SECONDS = 0.5
-"""How often to check whether the process must stop, and whether the events of a read are applied."""
+"""Interval of checks whether the process must stop, and whether the events of a read are applied."""
 STEP = timedelta(milliseconds=1)
 """The resolution of WorkOS's `created_at`."""
 
@@ -95,7 +95,7 @@ class EventTail:
         self._applied = False
         """Whether all events that were read are applied."""
         self._publish_at = 0.0
-        """When to check this again, as `time.monotonic`."""
+        """When to check again whether they are, as `time.monotonic`."""
         self._problem: str | None = None
         self._stop = threading.Event()
         in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
@@ -140,8 +140,8 @@ class EventTail:
     def _read_objects(self) -> None:
         """Read the objects of refreshes, and then those of failed events, from WorkOS. No resync delays these reads.
 
-        Ends when the next read of events is due, or when half the interval has been spent, which leaves the reads of
-        events their part of the rate limit.
+        Stops when the next read of events is due, or when half the interval has been spent, so that enough of the rate
+        limit is left for reads of events.
         """
         began = time.monotonic()
 
@@ -162,7 +162,7 @@ class EventTail:
             self._lease.in_transaction(self._engine, _update_row, error=problem)
 
     def _wait(self) -> None:
-        """Wait for a ring or the next read of events; meanwhile, publish how far the events are applied."""
+        """Wait for a ring or the next read of events. Meanwhile, publish up to when all events are applied."""
         rung = False
         while not rung and (left := self._due - time.monotonic()) > 0 and not self._stop.is_set():
             rung = self._own_bell.wait(min(left, POLL_SECONDS), self._stop)
@@ -174,7 +174,7 @@ class EventTail:
                     self._bell.ring()  # an earlier ring may be lost
 
     def read(self) -> bool:
-        """Read up to the newest event, store new events, and publish how far the mirror is complete.
+        """Read up to the newest event, store new events, and publish up to when the mirror is complete.
 
         The database must be bound (`worker.repair.environment.bind`). Returns whether all events that were read are
         applied.
@@ -204,7 +204,7 @@ class EventTail:
         first = next(pages)
         # `first.read_at` is WorkOS's time when it answered; subtract the call's duration.
         read_to = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
-        # The `Date` header has whole seconds, so assume the end of that second: the age is never too small.
+        # The `Date` header has whole seconds. Assume the end of that second, so that the age is never too small.
         read_at = asked_at - (first.read_at + DATE_STEP - read_to)
         if not self._store_pages(events, chain((first,), pages), read_to):
             return False
@@ -287,10 +287,10 @@ def _update_row(tx: Connection, /, **values: object) -> None:
 
 
 def publish(tx: Connection) -> bool:
-    """Record up to which time every event is applied; return whether nothing that was read waits to be applied.
+    """Record up to when every event is applied; return whether all events that were read are applied.
 
-    The recorded time is `read_to`, or just before the oldest waiting event if there is one. A waiting event that was
-    shown late never moves the time back.
+    The recorded time is `read_to`, or just before the oldest waiting event if there is one. It never moves back, even
+    if a waiting event was shown late.
     """
     tail = tx.execute(select(Tail.__table__)).one()
     if tail.read_to is None:

@@ -56,9 +56,9 @@ from worker.reports.past import (
 KINDS = (ORGANIZATION, USER, ROLE, MEMBERSHIP)
 """The kinds of objects that decide who has access."""
 DECISIVE = (*ACCESS_FIELDS, "workos_roles", "resource_type")
-"""The fields of these objects that decide."""
+"""The fields of these objects that decide who has access."""
 BATCH = 1_000
-"""Persons whose changes are read at once."""
+"""Number of people whose changes are read at once."""
 ACTOR = ("actor_id", "actor_source")
 Person = tuple[str, str]
 """A workspace and a user, by id."""
@@ -67,7 +67,7 @@ Contents = dict[Kind, dict[str, JsonObject]]
 
 
 class Step(NamedTuple):
-    """A state of an object: WorkOS changed to it after `earliest`, by `latest`. Both are equal if the time is known."""
+    """A state of an object. It began after `earliest` and by `latest`; if the time is known, both are equal."""
 
     earliest: datetime
     latest: datetime
@@ -76,10 +76,10 @@ class Step(NamedTuple):
     cause: Record
     """The columns `CAUSE` without the time."""
     until: datetime | None = None
-    """Of a late version: when the next began, if known."""
+    """Only of a late version: when the next state began, if known."""
 
     def has_begun(self, at: datetime, *, early: bool) -> bool:
-        """Return whether the object was in this state, or a later one; `early`: as early as it can be."""
+        """Return whether this state had begun; if `early`, assume that it began as early as possible, else as late."""
         return self.latest <= at or (early and self.earliest < at)
 
 
@@ -91,7 +91,7 @@ class History(NamedTuple):
     now: JsonObject | None
 
     def content(self, at: datetime, *, early: bool) -> JsonObject | None:
-        """Return the state at a time, with each change made as late, or as early, as it can be. None: none yet."""
+        """Return the state at a time, or None, assuming that each change was made as early, or as late, as possible."""
         begun = [step for step in self.steps if step.has_begun(at, early=early)]
         base = begun[-1] if begun else None
         since = None if base is None else base.earliest if early else base.latest
@@ -107,7 +107,7 @@ class History(NamedTuple):
         return max(self.changes(at), key=lambda step: step.latest, default=None)
 
     def uncertain(self, at: datetime) -> list[Step]:
-        """Return the changes of which it is not known whether WorkOS had made them, if that decides about access."""
+        """Return the changes that WorkOS may or may not have made by this time, if access depends on that."""
         if _decisive(self.content(at, early=False)) == _decisive(self.content(at, early=True)):
             return []
         return [step for step in self.steps if step.earliest < at < step.latest]
@@ -150,7 +150,7 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
     Each row also has:
 
     - `CAUSE`: the last change of the access up to then. `changed_at` is WorkOS's time.
-    - `approximate`: whether it is not known if the person had this access. Those who may have had it are included.
+    - `approximate`: whether it is uncertain that the person had this access. Such people are included.
     - `changed_after`, `changed_before`: the interval in which WorkOS changed the access, if a read found the change.
       If a failed event may have changed it: the time of that event, if known, and None.
 
@@ -170,7 +170,7 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
 
 
 def with_missing_events(tx: Connection, at: datetime, members: Sequence[Record]) -> Iterator[Record]:
-    """Yield rows about memberships; those that an event may have changed that is not applied are approximate."""
+    """Yield rows about memberships, and mark as approximate those that an unapplied event may have changed."""
     complete_to = tx.execute(select(Tail.complete_to)).scalar_one()
     if complete_to is None or at > complete_to:
         missing = {"approximate": True, "changed_after": complete_to, "changed_before": None}
@@ -179,7 +179,7 @@ def with_missing_events(tx: Connection, at: datetime, members: Sequence[Record])
 
 
 def _with_failed_events(tx: Connection, at: datetime, members: Sequence[Record]) -> Iterator[Record]:
-    """Yield rows; those that a failed event up to a time may have changed are approximate."""
+    """Yield rows, and mark as approximate those that a failed event up to a time may have changed."""
     affected = (FailedEffect.organization_id, FailedEffect.user_id)
     events = select(*affected, func.min(Event.occurred_at)).outerjoin(Event, Event.id == FailedEffect.event_id)
     of_workspaces = is_any_of(tx, FailedEffect.organization_id, {ANY, *(row["organization_id"] for row in members)})
@@ -200,7 +200,7 @@ def _with_failed_events(tx: Connection, at: datetime, members: Sequence[Record])
 
 
 def workspace_as_workos(tx: Connection, at: datetime, organization_id: str) -> Record | None:
-    """Return a row of the view `workspaces`, without `updated_at`, at a time as in `members_as_workos`; None: none."""
+    """Return the row of a workspace in `workspaces` at a time, as WorkOS had it, without `updated_at`; or None."""
     content = histories_of(tx, ORGANIZATION, [organization_id])[organization_id].content(at, early=False)
     if content is None:
         return None
@@ -251,7 +251,7 @@ def histories_of(tx: Connection, kind: Kind, ids: Collection[str]) -> dict[str, 
 def _members(
     tx: Connection, role_map: CTE, at: datetime, histories: dict[Kind, dict[str, History]]
 ) -> Iterator[Record]:
-    """Yield the rows of `members_as_workos` of some persons."""
+    """Yield the rows of `members_as_workos` for some people."""
     uncertain = {
         (kind, id): steps
         for kind in KINDS
@@ -308,7 +308,7 @@ def _person(membership: JsonObject) -> tuple[str | None, str | None]:
 
 
 def _given(tx: Connection, kind: Kind, states: dict[str, JsonObject], name: str) -> CTE:
-    """Return objects with these contents by id, as the table of their kind."""
+    """Return the objects with these contents, by id, in the form of the table of their kind."""
     given = bindparam(f"given_{name}", orjson.dumps(states).decode(), type_=Text())
     each = func.jsonb_each(cast(given, JSONB)) if tx.dialect.name == "postgresql" else func.json_each(given)
     rows = each.table_valued(column("key", Text), column("value", JsonValue), name=f"each_{name}")

@@ -26,9 +26,9 @@ def compared(tx: Connection, run_id: str) -> tuple[int, int | None]:
 
 
 def given_up(tx: Connection, run_id: str, max_tries: int) -> tuple[int, int]:
-    """Return the number of organizations with a required listing that was given up, and the number of organizations.
+    """Return the number of organizations with a required listing that was abandoned, and the number of organizations.
 
-    A listing is given up after `max_tries` failures, or when WorkOS answers 404 although the organization exists.
+    A listing is abandoned after `max_tries` failures, or when WorkOS answers 404 although the organization exists.
     """
     required = [name for name, (_, listing) in LISTINGS.items() if listing.required]
     exists_here = exists().where(Organization.id == Listing.parent, Organization.deleted_by.is_(None))
