@@ -144,7 +144,7 @@ def _index_sql(index: Index) -> str:
 
 
 def _wait_for_other_migrations(tx: Connection) -> None:
-    """Wait however long another one takes. What the migration itself waits for keeps its `lock_timeout`."""
+    """Wait for another migration, however long it takes. The locks of this one are still limited by `lock_timeout`."""
     if tx.dialect.name == "postgresql":
         usual = tx.execute(select(func.current_setting("lock_timeout"))).scalar_one()
         tx.exec_driver_sql("SET LOCAL lock_timeout = 0")

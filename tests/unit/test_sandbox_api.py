@@ -386,7 +386,7 @@ def long_life() -> World:
 
 
 def fields(value: Any, place: str = "", *, nulls: bool = True) -> set[tuple[str, str]]:
-    """The places and types in JSON. What the product may put into `metadata` and `custom_attributes` is left out."""
+    """The places and types in JSON. The contents of `metadata` and `custom_attributes` are left out."""
     if isinstance(value, dict) and not place.endswith(("metadata", "custom_attributes")):
         inside = [fields(each, f"{place}.{name}", nulls=nulls) for name, each in value.items()]
         return {(place, "object")}.union(*inside)

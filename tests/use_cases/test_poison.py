@@ -293,7 +293,7 @@ class TestPostgresql:
         drainer = Thread(target=drain)
         drainer.start()
         _until(lambda: _waiting(engine) == 1)
-        other.execute(lock.where(User.id == "user_0"))  # which the drain holds: one of both must give up, the drain
+        other.execute(lock.where(User.id == "user_0"))  # which the drain holds: one of the two must fail, the drain
         other.rollback()
         drainer.join(30)
         assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 4}, {}, [])

@@ -9,7 +9,7 @@ from worker.mirror.change_feed import as_json
 from worker.reports.conditions import duration
 
 HUES = 6
-"""Number of colors that tell environments apart: the classes `hue-…` of ops.css."""
+"""Number of colors that distinguish environments: the classes `hue-…` of ops.css."""
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 RELATIVE = timedelta(days=30)
 """Times further away than this are shown as a date."""

@@ -1,7 +1,7 @@
 """Lays out rows for a terminal: a table if they fit, otherwise a block of lines for each row.
 
 Ids, words, numbers and times are never wrapped or cut. Rows are dictionaries, by column name. Widths are in terminal
-cells. What customers named may hold control characters, which have no effect on the terminal.
+cells. Names that customers chose may contain control characters, which have no effect on the terminal.
 """
 
 from __future__ import annotations

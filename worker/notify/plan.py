@@ -33,7 +33,7 @@ class Held(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What identifies the condition."""
+        """The key that identifies the condition."""
         return self.name, self.subject
 
 
@@ -50,7 +50,7 @@ class Known(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What identifies the condition."""
+        """The key that identifies the condition."""
         return self.name, self.subject
 
 
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
     ended: list[Known]
     now: datetime
     known: Mapping[Key, Known]
-    """What to record before anything is sent."""
+    """The rows to record before anything is sent, by key."""
     changed: bool
     """Whether `known` differs from what is recorded."""
 

@@ -1,4 +1,4 @@
-"""Who has access to which workspace, which domains auto-join, and which invitations block, each with the reason."""
+"""Reports who has access to which workspace, which domains auto-join and which invitations block, with reasons."""
 
 import re
 from collections.abc import Container
