@@ -14,8 +14,8 @@ RULES = {
     rule.split()[0]: dict(re.findall(r"^ +(\w+): (.+)$", rule, re.MULTILINE))
     for rule in (DOCS / "deploy" / "alerts.yml").read_text().split("- alert: ")[1:]
 }
-ALARMS = (DOCS / "operations.md").read_text().split("## Alarms\n")[1].split("\n## ")[0]
-ENTRIES = {entry.splitlines()[0]: entry for entry in ALARMS.split("\n### ")[1:]}
+ALERTS = (DOCS / "operations.md").read_text().split("## Alerts\n")[1].split("\n## ")[0]
+ENTRIES = {entry.splitlines()[0]: entry for entry in ALERTS.split("\n### ")[1:]}
 UNITS = {"s": timedelta(seconds=1), "m": timedelta(minutes=1), "h": timedelta(hours=1)}
 URGENCY = {Severity.WARNING: "ticket", Severity.PROBLEM: "page"}
 """The label `severity` of an alert rule."""

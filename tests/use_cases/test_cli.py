@@ -56,6 +56,7 @@ def test_help_of_every_command_has_a_description(path: tuple[str, ...]) -> None:
     text = run(*path, "--help").stdout
     explanation = text.split("\n\n")[1].strip()
     assert explanation[0].isupper() and len(explanation.split()) >= 4
+    assert "\\b" not in text  # click's mark of a paragraph that must not be wrapped
 
 
 def test_an_unknown_command_exits_2() -> None:

@@ -89,7 +89,7 @@ def missing(out: output.Listing, organization: str | None, limit: int) -> None:
     empty="no joins",
 )
 def joins(out: output.Listing, state: str | None, organization: str | None, limit: int) -> None:
-    r"""List the people handled by AUTO_JOIN=provision.
+    """List the people handled by AUTO_JOIN=provision.
 
     Shows who was added, will be added or must not be added, and why.
 
@@ -101,7 +101,7 @@ def joins(out: output.Listing, state: str | None, organization: str | None, limi
     blocked  was removed, deactivated, invited or blocked
     undo     activated an inactive membership, which will be deactivated again
     undone   the membership was deactivated again, and the person is blocked
-    """
+    """  # noqa: D301 - click needs the character itself
     engine = migrated_engine()
     workspace = organization_id(engine, organization)
     rows = auto_join_policy.joins(engine, state=state, organization_id=workspace, limit=limit)

@@ -184,7 +184,7 @@ def endpoints_list(out: output.Listing) -> None:
 def endpoints_delete(endpoint_id: str, yes: bool, reason: str, as_json: bool) -> None:
     """Delete a webhook endpoint at WorkOS, for example the old one after `register --rotate`.
 
-    WorkOS sends nothing more to it. Events that it would have received come from the events API, within seconds.
+    WorkOS sends nothing more to it. Its events are then read from the events API, within seconds.
     """
     given = logging_settings("workos_api_key", "workos_client_id")
     with reaching_workos(given, bound=False) as (services, workos):

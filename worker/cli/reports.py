@@ -46,7 +46,7 @@ CHANGED = (
 @click.command()
 @click.argument("organization", metavar="[ORGANIZATION]", required=False)
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and when that access last changed.")
-@options.time("--since", f"Show only who gained, lost or changed access since {options.THIS_TIME}, in all workspaces.")
+@options.time("--since", f"Show only who gained, lost or changed access since {options.THIS_TIME}.")
 @as_workos_option
 @output.listing(
     Column("email", fit=Fit.CUT),
@@ -72,7 +72,7 @@ def members(
 ) -> None:
     """List the people with access to a workspace, their roles, and pending invitations.
 
-    ORGANIZATION may be omitted with --since.
+    With --since, ORGANIZATION may be omitted, which means all workspaces.
     """
     _require_time(at, as_workos)
     if since is not None:

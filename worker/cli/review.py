@@ -17,7 +17,7 @@ with lazy_imports():
 
 @click.command()
 @options.organization
-@options.time("--at", f"Who had access at {options.THIS_TIME}. Default: now.")
+@options.time("--at", f"Review who had access at {options.THIS_TIME}. Default: now.")
 @options.time("--since", f"Compare with {options.THIS_TIME}. Default: the time of the previous review.")
 @click.option("--format", "form", type=click.Choice(("csv", "json", "html")), default="csv", show_default=True)
 @options.reason

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8010, show_default=True, help="0 chooses a free port.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8010, show_default=True, help="Port; 0 chooses a free one."
+)
 @click.option("--bind", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--seed", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of what it contains.")
-@click.option("--webhook", "webhooks", metavar="URL", multiple=True, help="Send webhooks to this URL. Repeatable.")
+@click.option("--seed", type=click.Path(path_type=Path), metavar="FILE", help="JSON file with its initial contents.")
+@click.option("--webhook", "webhooks", metavar="URL", multiple=True, help="Send webhooks to this URL. May be repeated.")
 @click.option("--secret", metavar="SECRET", help="Sign webhooks with this secret. Default: a random one.")
 @click.option("--random-seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
 def sandbox(
@@ -33,9 +35,9 @@ def sandbox(
 ) -> None:
     """Run an offline WorkOS for development and tests, with invented data.
 
-    It has the API, the events API and signed webhooks, and faults on request. It keeps nothing when it ends.
-    docs/development.md describes seed files and the HTTP endpoints that control it. Without a terminal, it prints its
-    settings as one line of JSON.
+    It serves WorkOS's API and events API, sends signed webhooks, and injects faults on request. Its data is lost when
+    it stops. docs/development.md describes seed files and the HTTP endpoints that control the sandbox. If standard
+    output is not a terminal, it prints the settings that point to it as one line of JSON.
     """
     if secret is not None and not (secret and webhooks):
         raise click.UsageError("--secret signs webhooks: give a text, and --webhook URL")
