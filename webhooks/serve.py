@@ -111,7 +111,7 @@ def _systemd_socket(descriptor: int) -> socket.socket:
             return opened
     except OSError:
         pass
-    raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
+    raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is not a listening socket; only systemd sets it")
 
 
 def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:

@@ -188,7 +188,7 @@ class Counters:
     def _send(self, counts: dict[Name, float], times: dict[Name, float], cleared: set[Name]) -> dict[Name, float]:
         """Add counts and times in one transaction; return the counts that Redis refused.
 
-        Redis refuses to add to a value that is no number, which somebody else has stored; that value is deleted.
+        Redis refuses to add to a value that is not a number, which another program stored; that value is deleted.
         """
         with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hdel(COUNTS, *map(json.dumps, cleared), "")  # the empty field never exists: HDEL needs one

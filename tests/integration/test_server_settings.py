@@ -93,7 +93,7 @@ def test_a_stricter_synchronous_commit_is_kept(url: str, postgres_server: Engine
     engine.dispose()
 
 
-def test_a_session_pooler_is_no_obstacle(pooler: Pooler) -> None:
+def test_a_session_pooler_is_not_an_obstacle(pooler: Pooler) -> None:
     engine = open_engine(pooler.url)
     assert why_unusable(engine) is None and not_in_force(engine) == []
     engine.dispose()

@@ -75,7 +75,7 @@ def test_the_address_of_an_invitation_is_compared_in_one_spelling() -> None:
     assert INVITATION.derive({"email": "ann"}) == {"email_normalized": None}
 
 
-def test_domains_that_are_no_list_are_named_in_the_error() -> None:
+def test_domains_that_are_not_a_list_are_named_in_the_error() -> None:
     _, listing = LISTINGS["organizations"]
     assert listing.objects is not None
     with pytest.raises(PayloadError, match=r"^organization\.domains: is not a list$"):

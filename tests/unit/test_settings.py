@@ -473,7 +473,7 @@ def test_unknown_name_that_resembles_a_setting_is_a_warning(
 @pytest.mark.parametrize(
     "name", ["LISTEN_PID", "LISTEN_FDNAMES", "PGPORT", "PATH", "HOME", "LANG", "WORKOS_COOKIE_PASSWORD", "TZ", "SORT"]
 )
-def test_other_names_are_no_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_other_names_cause_no_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
     assert name not in {warning.setting for warning in read_settings().warnings}
 

@@ -10,7 +10,7 @@ def test_a_series_within_a_tenth_is_flat_and_a_growing_one_is_not() -> None:
     assert {one.name: one.flat for one in steady(samples)} == {"web PSS MB": True, "worker PSS MB": False}
 
 
-def test_a_single_peak_is_no_growth_and_a_small_number_may_double() -> None:
+def test_a_single_peak_is_not_growth_and_a_small_number_may_double() -> None:
     samples = [{"lag s": 9.0 if place == 80 else 0.1, "Valkey MB": 2.0 + place / 45} for place in range(90)]
     assert all(one.flat for one in steady(samples))
 

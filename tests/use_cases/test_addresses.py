@@ -103,7 +103,7 @@ def test_erased_person_is_found_by_no_spelling(one_engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("stored", "asked"), [("Root@localhost", "root@LOCALHOST"), ("a@b_c.example", "A@B_C.example")]
 )
-def test_text_that_is_no_address_is_found_too(both_engines: Engine, stored: str, asked: str) -> None:
+def test_text_that_is_not_an_address_is_found_too(both_engines: Engine, stored: str, asked: str) -> None:
     deliver(both_engines, story(stored))
     found = answers(both_engines, asked)
     assert (found["explain"], found["members"], found["people"]) == (True, True, True)

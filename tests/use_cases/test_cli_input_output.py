@@ -169,7 +169,7 @@ def test_output_fits_every_encoding(surroundings: str, configured_engine: Engine
         assert ended.returncode == (1 if arguments[-1] == "org_\u65e5" else 0), shown
 
 
-def test_argument_that_is_no_text_is_refused_in_one_line(surroundings: str) -> None:
+def test_argument_that_is_not_text_is_refused_in_one_line(surroundings: str) -> None:
     outer = environment(DATABASE_URL=surroundings)
     ended = subprocess.run(
         [sys.executable.encode(), b"-m", b"worker.cli", b"members", b"org_\xff"],

@@ -322,7 +322,7 @@ def test_deliveries_to_unknown_paths_are_counted_and_logged(
     assert "30 deliveries were sent to a path that does not exist" in report("status", exit_code=1)["warnings"][0]
 
 
-def test_posts_without_a_signature_to_unknown_paths_are_no_deliveries(working: FlaskClient) -> None:
+def test_posts_without_a_signature_to_unknown_paths_are_not_deliveries(working: FlaskClient) -> None:
     for path in ("/webhooks/wrong", "/wp-login.php"):
         assert working.post(path, data=b"{}").status_code == 404
     assert active_conditions(working) == {}

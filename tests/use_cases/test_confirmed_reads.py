@@ -450,7 +450,7 @@ def test_explain_names_a_tie(one_engine: Engine) -> None:
         assert any(step["why"].endswith("another state at the same time") for step in found["timeline"])
 
 
-def test_an_unavailable_database_is_no_failure_of_the_object(
+def test_an_unavailable_database_is_not_a_failure_of_the_object(
     make_database: Callable[[str], str], sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     url = make_database("postgresql")

@@ -79,7 +79,7 @@ def test_a_sqlite_file_that_cannot_be_opened_is_named(monkeypatch: pytest.Monkey
     assert "SQLite file /proc/nowhere/all.db: unable to open database file" in line_of("migrate")
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_a_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes.txt").write_text("not a database " * 100)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/notes.txt")
     assert "file is not a database" in line_of("migrate")

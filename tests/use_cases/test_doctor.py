@@ -505,7 +505,7 @@ def test_doctor_trusts_the_path_if_the_route_gives_no_clear_answer(
     assert webhook_endpoint()["level"] == "ok", "it does not answer"
 
 
-def test_a_malformed_url_at_workos_is_no_error(answering: None, healthy: Sandbox) -> None:
+def test_a_malformed_url_at_workos_is_not_an_error(answering: None, healthy: Sandbox) -> None:
     (registered,) = healthy.deliveries.endpoints.values()
     registered.url = "https://sync.acme.example:port/webhooks/workos"
     assert webhook_endpoint()["level"] == "ok"

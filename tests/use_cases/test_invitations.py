@@ -267,7 +267,7 @@ def test_resync_repairs_invitations_and_stores_no_secret(
     assert not any(secret in everything(engine) for secret in SECRETS)
 
 
-def test_expiry_is_no_drift(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
+def test_expiry_is_not_drift(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     invited = world.create_invitation(ANN, next(iter(world.organizations)), days=-1)

@@ -772,7 +772,7 @@ def test_nonsense_finds_nothing(ann: FlaskClient) -> None:
     assert ann.post("/ops/events/dismiss", data=form).status_code == 400
 
 
-def test_a_change_that_is_no_id_retries_nothing(ann: FlaskClient, everything: dict[str, str]) -> None:
+def test_a_change_that_is_not_an_id_retries_nothing(ann: FlaskClient, everything: dict[str, str]) -> None:
     for value in ("abc", "0", "-1", str(2**63)):
         for action in ("replay", "dismiss"):
             assert act(ann, f"hooks/sessions/{action}", change=value, reason="x").status_code == 400, value

@@ -352,7 +352,7 @@ def test_a_failed_listing_is_reported_beside_a_difference(equal: Engine, sandbox
     assert row["finding"] == "stale" and row["fields"].keys() > {"name"}
 
 
-def test_a_listing_that_is_gone_beside_its_organization_is_not_compared(equal: Engine, sandbox: Sandbox) -> None:
+def test_a_listing_that_disappears_with_its_organization_is_not_compared(equal: Engine, sandbox: Sandbox) -> None:
     organization = next(iter(sandbox.world.organizations))
     sandbox.faults.fail(MEMBERSHIPS, query=f"organization_id={organization}", status=404, times=None)
     assert "incomplete: 1 of 1" in run("--organization", organization, exit_code=1).stdout

@@ -284,7 +284,7 @@ def test_access_that_ended_before_the_setting_was_turned_on(session_stages: Sess
 
 
 @pytest.mark.long
-def test_tombstone_of_a_resync_that_is_saved_again_is_no_loss(session_stages: SessionStage) -> None:
+def test_tombstone_of_a_resync_that_is_saved_again_is_not_a_loss(session_stages: SessionStage) -> None:
     stage = session_stages
     stage.sandbox.knobs.sessions_outlive_users = True
     (_, _, membership), (_, user, theirs), _ = (stage.member_with_session() for _ in range(3))

@@ -475,7 +475,7 @@ def test_a_process_that_raises_ends_without_a_traceback() -> None:
     assert PRIVATE not in output and "Traceback" not in output
 
 
-def test_a_mistake_in_a_query_is_no_unavailable_database(services: Services, logs: list[Any]) -> None:
+def test_a_mistake_in_a_query_is_not_an_unavailable_database(services: Services, logs: list[Any]) -> None:
     app = create_app(services)
 
     @app.get("/mistake")
@@ -488,7 +488,7 @@ def test_a_mistake_in_a_query_is_no_unavailable_database(services: Services, log
     assert len(reported(services, logs, Place.REQUEST)) == 1
 
 
-def test_foreign_numbers_in_redis_are_no_counts(services: Services) -> None:
+def test_foreign_numbers_in_redis_are_not_counts(services: Services) -> None:
     services.redis.hset(COUNTS, json.dumps(Name("refused_since_valid", ("mismatch",))), "inf")
     assert counted(services.redis) == {}
 

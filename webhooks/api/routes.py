@@ -40,7 +40,7 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
             return response
         if known and scheme.lower() == "bearer":
             g.token_name = known
-            # Before the answer is made, so that it is no newer than the answer.
+            # Before the answer is made, so that it is not newer than the answer.
             g.complete_to = complete_to(engine)
             return None
         response = make_response(jsonify(error="missing or invalid bearer token (see API_TOKENS)"), 401)

@@ -51,7 +51,7 @@ def width() -> int:
 
 
 def note(text: str) -> None:
-    """Print a remark that is no part of the answer."""
+    """Print a remark that is not part of the answer."""
     click.echo(text, err=True)
 
 

@@ -29,7 +29,7 @@ SECRETS: Mapping[str, frozenset[Path]] = {
 """Event type → the paths of its tokens and secrets.
 
 Each of them lets anybody act as a person. WorkOS documents some for the API only; they are listed in case an event has
-them. The `verification_token` of a domain is no secret: the customer publishes it in the DNS.
+them. The `verification_token` of a domain is not a secret: the customer publishes it in the DNS.
 """
 NAMES = {type: {field.encode() for field in fields} for type, fields in _IN_DATA.items()}
 

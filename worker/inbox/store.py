@@ -26,7 +26,7 @@ MAX_COUNTED = 10_000
 ROW = ("id", "type", "body", "partition_key", "deliveries")
 """The columns of an event that is stored from a webhook."""
 TEST_TYPE = "workos_sync.test"
-"""The type of events that an operator sends to test the endpoint. They are no deliveries of WorkOS."""
+"""The type of events that an operator sends to test the endpoint. They do not count as deliveries of WorkOS."""
 TEST_HEADER = "WorkOS-Sync-Test"
 """The header of their deliveries, so that a refused one is not counted as a refused delivery of WorkOS."""
 PARTITION_KEYS = 256

@@ -61,7 +61,7 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
         elif snapshot.kind is ROLE:
             request_role_holders(tx, content["organization_id"], content["slug"], event_id)
     for (kind, reason), events in unconfirmed.items():
-        # The object has arrived, so it is no missing parent; that request would also replace the new one.
+        # The object has arrived, so it is not a missing parent; that request would also replace the new one.
         missing = (Read.run_id == "", Read.kind == kind.name, Read.reason == PARENT_MISSING)
         tx.execute(delete(Read).where(*missing, is_any_of(tx, Read.object_id, events)))
         _request_for_events(tx, {(kind.name, id): event for id, event in events.items()}, reason)

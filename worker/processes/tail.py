@@ -1,6 +1,6 @@
 """Runs the tail of the events API: in a process of `workos-sync worker`, or in a thread of `workos-sync up`.
 
-It is no lane of RQ: it reads every few seconds, whether or not anything wakes it.
+It is not a lane of RQ: it reads every few seconds, whether or not anything wakes it.
 """
 
 import os

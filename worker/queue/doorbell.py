@@ -61,7 +61,7 @@ return 1
 
 
 class TailBell:
-    """Wakes the process that tails the events API, which is no lane of RQ. If a ring is lost, its next read follows."""
+    """Wakes the process that tails the events API, not a lane of RQ. If a ring is lost, its next read follows."""
 
     KEY = redis_key("more:tail")
 

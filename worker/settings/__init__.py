@@ -197,7 +197,7 @@ class Reading(NamedTuple):
     """`option`, `environment` or `.env`, by field. Other settings have their defaults."""
     problems: list[Problem]
     unknown: frozenset[str]
-    """Names in the environment and `.env` that are no settings, in lower case."""
+    """Names in the environment and `.env` that are not settings, in lower case."""
 
     @property
     def warnings(self) -> list[Problem]:

@@ -263,7 +263,7 @@ def network(raw: str) -> str:
     try:
         return str(network_of(raw))
     except ValueError as error:
-        raise ValueError(f"has an entry that is no address or network: {error}; write 192.0.2.0/24") from None
+        raise ValueError(f"has an entry that is not an address or network: {error}; write 192.0.2.0/24") from None
 
 
 def is_hook_secret(secret: str) -> bool:
