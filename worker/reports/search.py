@@ -28,7 +28,7 @@ EVENT, RUN = "event", "run"
 LIMIT = 10
 """Matches of a kind."""
 MANY = 100
-"""From this many matches of a kind on, a table has so many that each read of it ends soon."""
+"""If a kind has at least this number of matches, each of the two reads by state finds enough rows soon."""
 
 
 class Match(NamedTuple):
@@ -100,10 +100,10 @@ def _identical(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterat
 
 
 def _objects(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator[Match]:
-    """Yield at most `LIMIT` objects of a kind that meet a condition, live ones first. Of more, any are chosen."""
+    """Yield up to `LIMIT` objects of a kind that meet a condition, live ones first. If there are more, any of them."""
     table, label = kind.table, kind.label or kind.table.id
     matching, is_live = select(table.__table__).where(which), table.deleted_by.is_(None)
-    # Not in an order: the database reads the table only until there are enough matches, and once if there are few.
+    # Without an order, the database stops once it has enough matches. If there are few, it reads the table once.
     rows = list(tx.execute(matching.limit(MANY)).mappings())
     if len(rows) == MANY:
         rows = list(tx.execute(matching.where(is_live).limit(LIMIT)).mappings())
