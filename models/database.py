@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import orjson
+import sqlalchemy
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
     Integer,
     bindparam,
-    create_engine,
     delete,
     event,
     func,
@@ -124,14 +124,14 @@ def open_engine(
             for end in SQLITE_FILES:
                 close_to_others(Path(f"{file}{end}"))
         waits = {"timeout": SQLITE_BUSY_TIMEOUT_S}
-        engine = create_engine(url, hide_parameters=True, json_deserializer=orjson.loads, connect_args=waits)
+        engine = sqlalchemy.create_engine(url, hide_parameters=True, json_deserializer=orjson.loads, connect_args=waits)
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
         event.listen(engine, "handle_error", _convert_error)
         return engine
     if schema is not None and not SCHEMA_NAME.fullmatch(schema):
         raise ValueError("DATABASE_SCHEMA is not a schema name: use lower-case letters, digits and underscores")
-    engine = create_engine(
+    engine = sqlalchemy.create_engine(  # not by its name alone: `worker.traces` replaces it
         url,
         hide_parameters=True,
         json_deserializer=orjson.loads,

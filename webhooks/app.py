@@ -12,6 +12,7 @@ from models.database import DATABASE_ERRORS
 from webhooks import health, metrics, receive
 from webhooks.api import routes as api
 from webhooks.ops import routes as ops
+from worker import traces
 from worker.bootstrap import Services
 from worker.error_handling import describe, is_expected
 from worker.errors import ConfigurationError
@@ -41,6 +42,7 @@ def create_app(services: Services) -> Flask:
         raise ConfigurationError("WORKOS_WEBHOOK_SECRETS is not set")
     app = _Application(__name__, static_folder=None)
     app.counters = services.counters
+    traces.watch_requests(app)
     app.url_map.merge_slashes = False
     # One byte more: Werkzeug silently truncates a body without Content-Length at this limit.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1

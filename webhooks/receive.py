@@ -17,6 +17,7 @@ from models.ip_addresses import ip_of
 from models.types import JsonObject
 from webhooks.group_commit import AsyncGroupCommit
 from webhooks.signature import verify
+from worker import traces
 from worker.bootstrap import Services
 from worker.decision.payload import is_id, parse_json
 from worker.error_handling import describe
@@ -83,8 +84,10 @@ def blueprint(services: Services) -> Blueprint:
             return jsonify(error=f"invalid signature: {error.reason}"), 401
         _count_valid(counters, position)
         posted = _parse(body, secrets[position])
+        event, organization_id = posted.event, posted.organization_id
         try:
-            new = commit(posted)
+            with traces.span("commit", event_id=event.id, event_type=event.type, organization_id=organization_id):
+                new = commit(posted)
         except (SQLAlchemyError, TimeoutError) as error:
             # The commit may still succeed. The next delivery is then a duplicate.
             log.warning("webhook_not_stored", about=posted.named, error=describe(error))
@@ -135,7 +138,8 @@ class _Inbox:
             sqlalchemy.exc.SQLAlchemyError: the commit failed, or its result is unknown.
         """
         try:
-            are_new = self._accept(group)
+            with traces.within(posted.event.traceparent for posted in group):
+                are_new = self._accept(group)
         except SQLAlchemyError as error:
             if is_unforeseen(error):  # the senders get 503 for it, and try again
                 self._services.counters.report(Place.REQUEST, "receive.deliver", error)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 
 from models.database import open_engine, read_transaction
 from models.tables import AutoJoinMode, MirrorState
-from worker import error_reports
+from worker import error_reports, traces
 from worker.database import open_database
 from worker.env.redis_keys import redis_key
 from worker.errors import ConfigurationError
@@ -66,7 +66,7 @@ class Services:
     def close(self) -> None:
         """Add the last counts to Redis and close the connections."""
         self.counters.close()
-        error_reports.stop()
+        stop_reports()
         self.redis.close()
         self.report_redis.close()
         self.engine.dispose()
@@ -74,12 +74,12 @@ class Services:
 
 
 def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False) -> Services:
-    """Return the services of one process. Nothing connects yet. Its errors are reported from now on.
+    """Return the services of one process. Nothing connects yet. Its errors and traces are reported from now on.
 
     `redis_url` is that of the settings or of the embedded server. A webhook `endpoint` waits only briefly for Redis and
     locks.
     """
-    report_errors(settings)
+    start_reports(settings)
     if endpoint:
         engine, inbox_engine = (
             open_engine(
@@ -113,10 +113,21 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
     )
 
 
-def report_errors(settings: Settings) -> None:
-    """Report errors of this process from now on; raise `ConfigurationError` as `error_reports.start`."""
+def start_reports(settings: Settings) -> None:
+    """Report errors and traces of this process from now on, if the settings say so.
+
+    Raises:
+        ConfigurationError: as `error_reports.start` and `traces.start`.
+    """
     dsn = settings.sentry_dsn.get_secret_value() if settings.sentry_dsn else None
     error_reports.start(dsn, settings.environment_name)
+    traces.start(settings.otel_exporter_otlp_endpoint, settings.otel_traces_sampler_arg)
+
+
+def stop_reports() -> None:
+    """Send what is queued, for at most two seconds each, and report nothing more."""
+    error_reports.stop()
+    traces.stop()
 
 
 def lanes_of(settings: Settings) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class Event(Base):
     event, as far as its payload can be read."""
     object_id: Mapped[str | None]
     organization_id: Mapped[str | None]
+    traceparent: Mapped[str | None]
+    """The span in which it was received first, if its trace is sent (`worker.traces`)."""
 
     __table_args__ = (
         index_where("status = 'pending'", "ix_events_pending", "due_at", "id"),

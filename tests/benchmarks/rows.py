@@ -17,6 +17,7 @@ from tests.benchmarks import (
     resync_bare,
     spike,
     start,
+    traces,
     two_workers,
     upgrade,
 )
@@ -40,6 +41,7 @@ ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "memory": memory.rows,
     "queries": queries.rows,
     "start": start.rows,
+    "traces": traces.rows,
     "upgrade": upgrade.rows,
     "peer": rates.rows,
     "peer-correctness": correctness.rows,

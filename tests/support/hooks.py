@@ -29,6 +29,7 @@ class Web:
     def __init__(self) -> None:
         self.answers: deque[int] = deque()
         self.took: list[JSON] = []
+        self.traceparents: list[str | None] = []
         self.tried = 0
         self.asked = 0
         self.connections = 0
@@ -53,6 +54,7 @@ class Web:
                     web.tried += 1
                     status = web.answers.popleft() if web.answers else 204
                     if status < 300:
+                        web.traceparents.append(self.headers["traceparent"])
                         web.took.append(json.loads(body) | {"id": self.headers["webhook-id"]})
                 self.send_response(status)
                 self.send_header("location", "/elsewhere")

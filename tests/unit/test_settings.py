@@ -192,7 +192,7 @@ VALID = {
     **dict.fromkeys(("tail_seconds", "hold_back_seconds"), "7.5"),
     **dict.fromkeys(("replay_per_second", "first_backoff_seconds"), "7.5"),
     **dict.fromkeys(("allow_plain_http", "auto_join_existing", "revoke_sessions"), "true"),
-    "workos_rate_share": "0.25",
+    **dict.fromkeys(("otel_traces_sampler_arg", "workos_rate_share"), "0.25"),
     "database_url": "postgresql://ann:hunter2@host/name",
     "database_schema": "workos_sync",
     "redis_url": "rediss://:hunter2@host:6380/1?socket_timeout=3",
@@ -219,6 +219,7 @@ VALID = {
     "hook_secrets": "crm:whsec_" + "c2VjcmV0" * 4,
     "log_format": "json",
     "sentry_dsn": f"https://{LONG}@sentry.acme.example/1",
+    "otel_exporter_otlp_endpoint": "https://ann:hunter2@collector.acme.example:4318",
     "notify": "slack://a/b/c",
     "notify_secret": "whsec_" + "c2VjcmV0" * 4,
     "notify_remind_seconds": "7.5",
@@ -476,6 +477,25 @@ def test_unknown_name_that_resembles_a_setting_is_a_warning(
 def test_other_names_cause_no_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
     assert name not in {warning.setting for warning in read_settings().warnings}
+
+
+def test_standard_variables_of_opentelemetry_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        f"OTEL_EXPORTER_OTLP_{end}" for end in ("HEADERS", "PROTOCOL", "TIMEOUT", "TRACES_ENDPOINT", "COMPRESSION")
+    ]
+    for name in (
+        *names,
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_TRACES_EXPORTER",
+        "OTEL_SERVICE_NAME",
+        "OTEL_RESOURCE_ATTRIBUTES",
+    ):
+        monkeypatch.setenv(name, "x")
+    assert read_settings().warnings == []
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPONT", "x")
+    assert [str(warning) for warning in read_settings().warnings] == [
+        "OTEL_EXPORTER_OTLP_ENDPONT is not a setting; did you mean OTEL_EXPORTER_OTLP_ENDPOINT?"
+    ]
 
 
 def test_rows_mask_every_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
-from worker import error_reports, provisioning
+from worker import provisioning
 from worker.bootstrap import (
     CLAIM_SECONDS,
     Services,
@@ -27,8 +27,9 @@ from worker.bootstrap import (
     claim_redis,
     endpoint_redis,
     lanes_of,
-    report_errors,
     require_redis_version,
+    start_reports,
+    stop_reports,
 )
 from worker.cli.announcement import announcement
 from worker.cli.shared import open_database, until_stopped
@@ -83,8 +84,8 @@ def supervise_parts(
 ) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process. `command` is announced."""
     file = alive.file_of(command)
-    report_errors(settings)  # once here, so that a configuration error ends the command, not each of its processes
-    error_reports.stop()
+    start_reports(settings)  # once here, so that a configuration error ends the command, not each of its processes
+    stop_reports()
     engine = open_database(settings)
     with ExitStack() as at_end:
         at_end.callback(alive.remove, file)

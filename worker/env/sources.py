@@ -17,6 +17,8 @@ EDGES = re.compile(r"^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$")
 FOREIGN = frozenset(("listen_pid", "listen_fdnames", "pgport"))
 """Variables of systemd and libpq whose names resemble settings."""
 
+STANDARD = "otel_"
+"""The beginning of names of OpenTelemetry, which has many that resemble ours."""
 SHORT = 7
 """A name of at most this length must be nearly equal to a setting to count as similar."""
 
@@ -57,7 +59,7 @@ def lookalikes(names: AbstractSet[str], ours: AbstractSet[str]) -> dict[str, lis
     """Return the unknown `names` that resemble settings (`ours`), each with those settings. All are in lower case."""
     found = {}
     for name in sorted(names - FOREIGN):
-        matches = get_close_matches(name, ours, cutoff=0.77)
+        matches = get_close_matches(name, ours, cutoff=0.95 if name.startswith(STANDARD) else 0.77)
         # A short name resembles many others.
         if near := [match for match in matches if len(match) > SHORT or get_close_matches(name, [match], cutoff=0.85)]:
             found[name] = near

@@ -17,8 +17,9 @@ from sqlalchemy.orm import aliased
 
 from models.bulk import dialect_insert
 from models.database import in_transaction, is_transient, read_transaction
-from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, MirrorState, Run, Task
+from models.tables import Cause, Change, DeliveryStatus, Event, Hook, HookDelivery, MirrorState, Run, Task
 from models.types import JsonObject, db_now, db_now_plus
+from worker import traces
 from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.error_handling import describe
@@ -177,14 +178,17 @@ class Follower:
     def _send(self, changes: Sequence[ChangeToSend]) -> Results:
         """Send changes, in order for each object."""
         ends = time.monotonic() + STEP_SECONDS
+        traceparents = _traceparents(self.engine, changes) if traces.is_on() else {}
         objects: dict[tuple[str, str], list[ChangeToSend]] = {}
         for change in changes:
             objects.setdefault(change.object_key, []).append(change)
         with ThreadPoolExecutor(CONCURRENT_CALLS, "hook") as pool:
-            groups = pool.map(lambda group: self._send_in_order(group, ends), objects.values())
+            groups = pool.map(lambda group: self._send_in_order(group, ends, traceparents), objects.values())
             return {id: error for results in groups for id, error in results.items()}
 
-    def _send_in_order(self, changes: Sequence[ChangeToSend], ends: float) -> Results:
+    def _send_in_order(
+        self, changes: Sequence[ChangeToSend], ends: float, traceparents: Mapping[str, str | None]
+    ) -> Results:
         """Send changes one by one until `ends` (monotonic time). After a failure, skip the object's later changes.
 
         When the process is stopping, the remaining changes are left to the next step of another process.
@@ -198,7 +202,9 @@ class Follower:
                 continue
             results[change.id] = None
             try:
-                self.target(message(change))
+                traceparent = traceparents.get(change.cause_id)
+                with traces.continued("hook", traceparent, hook=self._name, kind=change.kind):
+                    self.target(message(change))
             except Exception as error:  # noqa: BLE001 - whatever a target raises is recorded
                 if not isinstance(error, HookError):
                     self.report(error)
@@ -267,6 +273,14 @@ def _describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - see above
         text = f"{type(error).__name__}, whose message cannot be read"
     return clean(text.splitlines()[0])[:1000]
+
+
+def _traceparents(engine: Engine, changes: Sequence[ChangeToSend]) -> Mapping[str, str | None]:
+    """Return the stored traces of the events that caused changes, by event id."""
+    ids = {change.cause_id for change in changes if change.cause == Cause.EVENT}
+    with read_transaction(engine) as tx:
+        found = tx.execute(select(Event.id, Event.traceparent).where(Event.id.in_(ids)))
+        return {event.id: event.traceparent for event in found}
 
 
 def _made_by_first_resync(tx: Connection, changes: Sequence[ChangeToSend]) -> set[int]:

@@ -10,6 +10,7 @@ import httpx2
 from standardwebhooks.webhooks import Webhook
 
 from models.types import JsonObject
+from worker import traces
 from worker.errors import HookError
 from worker.mirror.change_feed import as_json
 from worker.settings import Settings
@@ -71,6 +72,8 @@ class WebTarget:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": self._signer.sign(id, now, body),
         }
+        if (traceparent := traces.current()) is not None:
+            headers["traceparent"] = traceparent
         status = asyncio.run_coroutine_threadsafe(self._post(body.encode(), headers), self._loop).result()
         if not httpx2.codes.is_success(status):
             raise HookError(f"answered {status}")

@@ -35,7 +35,7 @@ from models.database import (
 from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus
 from models.types import Record, db_now, db_now_plus, inline_literal
-from worker import error_reports
+from worker import error_reports, traces
 from worker.backoff import backoff
 from worker.decision.payload import Envelope, clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
@@ -164,7 +164,8 @@ class Drain:
         if batch.more_due:
             self._on_backlog()
         try:
-            applied = in_transaction(self._engine, _apply_batch, self._limits, batch)
+            with traces.batch():
+                applied = in_transaction(self._engine, _apply_batch, self._limits, batch)
             return AttemptedBatch(applied, batch.last, batch.more_due)
         except Exception as error:
             # An event may raise anything: the error is recorded on its row.
@@ -178,7 +179,8 @@ def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
     """Apply everything that is due in one transaction; return None if it needs a recorded batch (`_apply_due`)."""
     chosen: list[str] = []
     try:
-        accepted = in_transaction(engine, _apply_due, limits, chosen)
+        with traces.batch():
+            accepted = in_transaction(engine, _apply_due, limits, chosen)
         return None if accepted is None else AttemptedBatch(accepted, last=True)
     except Exception as error:
         if not chosen:
@@ -358,6 +360,7 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
         if not event.has_failed:
             uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
+        traces.note_failure(event.id, error)
     uncertainty.clear_after_events(tx, applied.tried_before)
     update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **DONE)
     update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **DONE, body=None)
@@ -378,6 +381,7 @@ class InboxEvent(NamedTuple):
     replays: int
     received_at: datetime
     now: datetime
+    traceparent: str | None
 
     @property
     def age(self) -> float:
@@ -387,10 +391,12 @@ class InboxEvent(NamedTuple):
 
 def _inbox_events(
     *conditions: ColumnElement[bool],
-) -> Select[str, str, bytes | None, int, bool, int, datetime, datetime]:
+) -> Select[str, str, bytes | None, int, bool, int, datetime, datetime, str | None]:
     has_failed = Event.error.is_not(None)
-    columns = (Event.id, Event.type, Event.body, Event.attempts, has_failed, Event.replays, Event.received_at, db_now())
-    return select(*columns).where(*conditions)
+    state = (Event.attempts, has_failed, Event.replays)
+    return select(Event.id, Event.type, Event.body, *state, Event.received_at, db_now(), Event.traceparent).where(
+        *conditions
+    )
 
 
 ParsedEvent = tuple[InboxEvent, Envelope, Snapshot | None]
@@ -430,13 +436,14 @@ def apply_events(tx: Connection, events: Sequence[InboxEvent], roles: RoleMap) -
 
     If the caller rolls `tx` back, the result shows what would happen.
     """
-    parsed, failed = _parse(events, roles)
-    arrivals = [
-        Arrival(snapshot, Cause.EVENT, event.id, envelope.origin)
-        for event, envelope, snapshot in parsed
-        if snapshot is not None
-    ]
-    decisions, changes = apply(tx, arrivals)
+    with traces.decision(events):
+        parsed, failed = _parse(events, roles)
+        arrivals = [
+            Arrival(snapshot, Cause.EVENT, event.id, envelope.origin)
+            for event, envelope, snapshot in parsed
+            if snapshot is not None
+        ]
+        decisions, changes = apply(tx, arrivals)
     request_reads_for(tx, arrivals, decisions)
     decided = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     done = [

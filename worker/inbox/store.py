@@ -17,13 +17,14 @@ from models.database import read_transaction, reconnecting, single_statement
 from models.outcomes import Outcome
 from models.tables import Batch, Event, EventSource, EventStatus
 from models.types import db_now, db_now_plus, inline_literal
+from worker import traces
 from worker.decision.payload import is_id
 from worker.decision.payload_secrets import without_secrets
 from worker.errors import PayloadError
 from worker.kinds import READERS
 
 MAX_COUNTED = 10_000
-ROW = ("id", "type", "body", "partition_key", "deliveries")
+ROW = ("id", "type", "body", "partition_key", "traceparent", "deliveries")
 """The columns of an event that is stored from a webhook."""
 TEST_TYPE = "workos_sync.test"
 """The type of events that an operator sends to test the endpoint. They do not count as deliveries of WorkOS."""
@@ -47,6 +48,8 @@ class ReceivedEvent(NamedTuple):
     """
     occurred_at: datetime | None = None
     """With time zone; None if it is not known yet."""
+    traceparent: str | None = None
+    """The span that received it, if its trace is sent."""
 
     @classmethod
     def of(cls, event: object, body: bytes, occurred_at: datetime | None = None) -> "ReceivedEvent":
@@ -63,7 +66,9 @@ class ReceivedEvent(NamedTuple):
         data = event.get("data")
         object_id = data.get("id") if isinstance(data, dict) else None
         key = crc32(object_id.encode(errors="replace")) % PARTITION_KEYS if isinstance(object_id, str) else 0
-        return cls(event["id"], event["event"], without_secrets(event["event"], body), key, occurred_at)
+        return cls(
+            event["id"], event["event"], without_secrets(event["event"], body), key, occurred_at, traces.current()
+        )
 
 
 def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[bool]:
@@ -95,7 +100,7 @@ def _store(engine: Engine, rows: list[tuple[ReceivedEvent, int]]) -> dict[str, i
 
 
 def _insert(connection: Connection, rows: list[tuple[ReceivedEvent, int]]) -> dict[str, int]:
-    values = [(event.id, event.type, event.body, event.partition_key, number) for event, number in rows]
+    values = [(event.id, event.type, event.body, event.partition_key, event.traceparent, n) for event, n in rows]
     if connection.dialect.name == "postgresql":
         arrays = dict(zip(ROW, map(list, zip(*values, strict=True)), strict=True))
         found = connection.execute(_accept_arrays(), arrays)

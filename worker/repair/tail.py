@@ -30,6 +30,7 @@ from models.database import read_transaction
 from models.tables import Event, EventStatus, MirrorState, Read, Tail
 from models.types import UtcDateTime, db_now, inline_literal
 from models.views import EXPIRED_EVENTS
+from worker import traces
 from worker.decision.decide import DATE_STEP
 from worker.decision.payload import EPOCH
 from worker.error_handling import describe
@@ -133,7 +134,8 @@ class EventTail:
         if not self._is_bound:
             bind(self._engine, self._workos, self._settings)
             self._is_bound = True
-        self._applied = self.read()
+        with traces.span("tail.read"):
+            self._applied = self.read()
         self._due = began + self._interval  # which `read` may have changed
         self._problem = None
 

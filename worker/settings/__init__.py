@@ -101,6 +101,8 @@ class Settings(BaseModel):
     replay_per_second: Annotated[float, Field(ge=0.1, le=100_000)] = 200.0
     first_backoff_seconds: Annotated[float, Field(ge=0.001, le=3_600)] = 1.0
     sentry_dsn: Annotated[SecretStr | None, parsed(values.dsn)] = None
+    otel_exporter_otlp_endpoint: Annotated[Annotated[str | None, parsed(values.base_url)], Field(repr=False)] = None
+    otel_traces_sampler_arg: Annotated[float, Field(ge=0, le=1)] = 0.01
     log_format: Literal["json", "console"] | None = None
 
     @property
@@ -136,6 +138,7 @@ class Settings(BaseModel):
             "WORKOS_BASE_URL": (self.workos_base_url, "the WorkOS API"),
             "OIDC_ISSUER": (self.oidc_issuer, "sign-in"),
             "SENTRY_DSN": (self.sentry_dsn.get_secret_value() if self.sentry_dsn else None, "error reports"),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": (self.otel_exporter_otlp_endpoint, "traces"),
         }
         plain = {name: use for name, (url, use) in uses.items() if values.is_plain_and_remote(url or "")}
         notified = [name for name, url in self.notify_targets.items() if values.is_plain_and_remote(url)]

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from worker.settings.values import is_web, scheme_of
 
-URLS = frozenset(("database_url", "oidc_issuer", "redis_url", "workos_base_url"))
+URLS = frozenset(("database_url", "oidc_issuer", "otel_exporter_otlp_endpoint", "redis_url", "workos_base_url"))
 MAX_SHOWN = 60
 """Characters of an invalid value that a message quotes."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from models.types import JsonObject
+from worker import traces
 from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.errors import (
@@ -37,6 +38,14 @@ MAX_QUOTED = 300
 """Upper bound on the characters quoted from a message of WorkOS."""
 BAD_REQUESTS = (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)
 MEMBERSHIPS = ("user_management", "organization_memberships")
+WORDS = frozenset(
+    (
+        *("authorization", "connections", "deactivate", "events", "invitations", "organization_domains"),
+        *("organization_memberships", "organizations", "permissions", "revoke", "roles", "sessions"),
+        *("user_management", "users", "webhook_endpoints"),
+    )
+)
+"""The segments of paths that are no ids."""
 
 
 class Page(NamedTuple):
@@ -245,12 +254,19 @@ class WorkOSClient:
         with self._counting:
             self.calls += 1
         self._count("workos_calls")
-        try:
-            return self._sdk.call(method, path, sent)
-        except CallError as error:
-            if error.status == HTTPStatus.TOO_MANY_REQUESTS:
-                self._count("workos_limited")
-            raise
+        with traces.span("workos.call", method=method.upper(), route=route(path)) as span:
+            try:
+                return self._sdk.call(method, path, sent)
+            except CallError as error:
+                span.note(status=error.status)
+                if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+                    self._count("workos_limited")
+                raise
+
+
+def route(path: tuple[str, ...]) -> str:
+    """Return a path for traces, with `{id}` in place of every segment that is not a word of the API."""
+    return "".join(f"/{segment}" if segment in WORDS else "/{id}" for segment in path)
 
 
 def open_client(

@@ -21,7 +21,7 @@ from models.database import delete_some, in_transaction, is_transient, read_tran
 from models.outcomes import Finding
 from models.tables import Action, Drift, DriftAction, Listing, MirrorState, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
-from worker import audit
+from worker import audit, traces
 from worker.errors import (
     BadRequestError,
     InvalidApiKeyError,
@@ -198,7 +198,9 @@ class Resync:
         committed: Future[None] | None = None
         while not self._should_stop():
             try:
-                page = key.fetch(self._workos, after)
+                with traces.span("resync.page", kind=key.name) as span:
+                    page = key.fetch(self._workos, after)
+                    span.note(items=len(page.items))
             except (WorkOSError, InvalidApiKeyError) as error:
                 if isinstance(error, BadRequestError) and after is not None and after == listing.after:
                     log.warning("cursor_lost", run=self._run_id, listing=key.name)
