@@ -1,6 +1,7 @@
 """A trace connects the processes that a delivery passes through. A collector that hangs delays the end of none."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine
@@ -52,6 +53,21 @@ def test_one_trace_from_three_processes(engine: Engine, commands: Commands, web_
     assert {span.resource["service.name"] for span in spans} == {"workos-sync"}
     assert web_host.traceparents == [f"00-{ours[-1].trace}-{ours[-1].id}-01"]
     assert "INSERT" in {span.name for span in spans if _pid(span) == _pid(request)}, "the statement of the commit"
+
+
+def test_deliveries_that_share_a_commit_keep_their_own_traces(engine: Engine, commands: Commands) -> None:
+    with collecting() as collector:
+        web, port = commands.web(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+        events = [made("organization.created", id=f"org_{number}") for number in range(40)]
+        with ThreadPoolExecutor(16) as clients:
+            assert set(clients.map(lambda event: deliver(port, encoded(event)), events)) == {200}
+        web.stop()
+        requests = {span.id: span for span in collector.named(ORDER[0])}
+        commits = {span.attributes["workos_sync.event.id"]: span for span in collector.named("commit")}
+    assert {requests[span.parent].trace for span in commits.values()} == {span.trace for span in requests.values()}
+    assert len({span.trace for span in requests.values()}) == len(events)
+    stored = {row["id"]: row["traceparent"] for row in rows(engine, Event)}
+    assert stored == {id: f"00-{span.trace}-{span.parent}-01" for id, span in commits.items()}
 
 
 def test_a_collector_that_hangs_delays_neither_deliveries_nor_the_end(

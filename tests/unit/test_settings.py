@@ -480,17 +480,10 @@ def test_other_names_cause_no_warning(monkeypatch: pytest.MonkeyPatch, name: str
 
 
 def test_standard_variables_of_opentelemetry_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [
-        f"OTEL_EXPORTER_OTLP_{end}" for end in ("HEADERS", "PROTOCOL", "TIMEOUT", "TRACES_ENDPOINT", "COMPRESSION")
-    ]
-    for name in (
-        *names,
-        "OTEL_TRACES_SAMPLER",
-        "OTEL_TRACES_EXPORTER",
-        "OTEL_SERVICE_NAME",
-        "OTEL_RESOURCE_ATTRIBUTES",
-    ):
-        monkeypatch.setenv(name, "x")
+    of_exporter = ("HEADERS", "PROTOCOL", "TIMEOUT", "TRACES_ENDPOINT", "COMPRESSION")
+    others = ("SERVICE_NAME", "RESOURCE_ATTRIBUTES", "TRACES_EXPORTER", "TRACES_SAMPLER")
+    for name in (*(f"EXPORTER_OTLP_{end}" for end in of_exporter), *others):
+        monkeypatch.setenv(f"OTEL_{name}", "x")
     assert read_settings().warnings == []
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPONT", "x")
     assert [str(warning) for warning in read_settings().warnings] == [

@@ -79,7 +79,7 @@ def watch_requests(app: Any) -> None:
 def span(name: str, **attributes: Unpack["Attributes"]) -> "AbstractContextManager[Span | _NoSpan]":
     """Return a context that is a span of the current trace; if there is none, of a new one."""
     tracing = _Process.tracing
-    return _NO_SPAN if tracing is None else tracing.span(name, attributes)
+    return _NO_SPAN if tracing is None or tracing.leaves_out() else tracing.span(name, attributes)
 
 
 def continued(
@@ -93,8 +93,7 @@ def continued(
 def within(traceparents: Iterable[str | None]) -> AbstractContextManager[None]:
     """Return a context whose statements belong to the first of some stored traces, if there is one."""
     tracing = _Process.tracing
-    first = None if tracing is None else next(filter(None, traceparents), None)
-    return _NOTHING if tracing is None or first is None else tracing.within(first)
+    return _NOTHING if tracing is None else tracing.within(next(filter(None, traceparents), None))
 
 
 def current() -> str | None:

@@ -5,13 +5,14 @@
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import structlog
 from opentelemetry import propagate, trace
@@ -19,6 +20,7 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -56,7 +58,11 @@ STATUSES = ("http.response.status_code", "http.status_code")
 DATABASE = ("db.system.name", "db.system", "db.query.text", "db.statement")
 SENT = frozenset((*NAMES.values(), ERROR, *METHODS, *STATUSES, *DATABASE))
 """The attributes that leave the process. Instrumentations add others, with paths, queries, addresses and headers."""
-PROBES = frozenset(("GET /healthz", "GET /readyz", "GET /metrics"))
+PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
+"""Paths that are requested at short intervals."""
+with suppress_instrumentation():
+    LEFT_OUT = trace.set_span_in_context(trace.NonRecordingSpan(trace.SpanContext(1, 1, is_remote=False)))
+"""The context of what is not traced. In it, the instrumentations do nothing, and no span is sent."""
 
 _batch: ContextVar["_Batch | None"] = ContextVar("batch", default=None)
 _traceparents = TraceContextTextMapPropagator()
@@ -121,6 +127,7 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         # It logs what the collector answers, at any rate. `_Exporter` logs instead.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        self._share = share
         self._tracer = self._provider.get_tracer(SCOPE)
         self._given: dict[str, Any] = {"tracer_provider": self._provider, "meter_provider": NoOpMeterProvider()}
         for instrumentor in (SQLAlchemyInstrumentor(), RedisInstrumentor()):
@@ -136,11 +143,32 @@ class Tracing:
         ending.join(FLUSH_SECONDS)
 
     def watch_requests(self, app: Any) -> None:
-        """Trace the requests of a Flask application."""
+        """Trace a share of the requests of a Flask application.
+
+        The instrumentation costs more than the rest of a delivery, so only the selected requests pass through it.
+        """
         from opentelemetry.instrumentation.flask import FlaskInstrumentor  # noqa: PLC0415 - only `web` needs Flask
 
-        instrument: Any = FlaskInstrumentor.instrument_app  # has no types
+        plain, instrument = app.wsgi_app, cast("Any", FlaskInstrumentor.instrument_app)  # which has no types
         instrument(app, enable_commenter=False, **self._given)
+        traced, begin = app.wsgi_app, app.before_request_funcs[None].pop()
+        app.before_request_funcs[None].append(lambda: None if self.leaves_out() else begin())
+
+        def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            if environ["PATH_INFO"] not in PROBES and random.random() < self._share:  # noqa: S311 - no secret
+                return traced(environ, start_response)
+            token = attach(LEFT_OUT)
+            try:
+                return plain(environ, start_response)
+            finally:
+                detach(token)
+
+        app.wsgi_app = wsgi_app
+
+    def leaves_out(self) -> bool:
+        """Return whether what happens now belongs to a trace that is not sent."""
+        found = trace.get_current_span().get_span_context()
+        return found.is_valid and not found.trace_flags.sampled
 
     @contextmanager
     def span(self, name: str, attributes: Attributes, traceparent: str | None = None) -> Iterator[Span]:
@@ -159,9 +187,9 @@ class Tracing:
                 raise
 
     @contextmanager
-    def within(self, traceparent: str) -> Iterator[None]:
-        """Run statements of a stored trace."""
-        token = attach(_context_of(traceparent))
+    def within(self, traceparent: str | None) -> Iterator[None]:
+        """Run statements of a stored trace, or of none."""
+        token = attach(LEFT_OUT if traceparent is None else _context_of(traceparent))
         try:
             yield
         finally:
@@ -178,7 +206,7 @@ class Tracing:
     def batch(self) -> Iterator[None]:
         """Apply and commit a batch of events."""
         batch = _Batch()
-        token = _batch.set(batch)
+        token, left_out = _batch.set(batch), attach(LEFT_OUT)
         try:
             yield
         except BaseException as error:
@@ -187,6 +215,7 @@ class Tracing:
         else:
             batch.end(None)
         finally:
+            detach(left_out)
             _batch.reset(token)
 
     @contextmanager
@@ -206,7 +235,7 @@ class Tracing:
         batch.enter(traced[0][0].id)
         contexts = [trace.set_span_in_context(batch.spans[event.id], Context()) for event, _ in traced]
         deciding = [self._tracer.start_span("decide", context) for context in contexts]
-        token = attach(trace.set_span_in_context(deciding[0]))  # the statements are those of the first event
+        token = attach(trace.set_span_in_context(deciding[0], Context()))  # the statements are those of the first event
         try:
             yield
         finally:
@@ -231,7 +260,7 @@ class _Batch:
     def enter(self, event_id: str) -> None:
         """Until the end of the batch, let its statements belong to the trace of this event."""
         self._leave()
-        token = attach(trace.set_span_in_context(self.spans[event_id]))
+        token = attach(trace.set_span_in_context(self.spans[event_id], Context()))
         self._leave = lambda: detach(token)
 
     def end(self, error: BaseException | None) -> None:
@@ -258,7 +287,10 @@ class _Nothing(TextMapPropagator):
 
 
 class _NewTraces(TraceIdRatioBased):
-    """Selects a share of the new traces. Probes start none, nor do statements outside of a trace, as of idle loops."""
+    """Selects a share of the new traces. Statements outside of a trace, as of idle loops, start none.
+
+    Those of requests are selected before (`Tracing.watch_requests`).
+    """
 
     def should_sample(
         self,
@@ -269,8 +301,8 @@ class _NewTraces(TraceIdRatioBased):
         *args: Any,
         **options: Any,
     ) -> SamplingResult:
-        if kind is SpanKind.CLIENT or name in PROBES:
-            return SamplingResult(Decision.DROP)
+        if kind in (SpanKind.CLIENT, SpanKind.SERVER):
+            return SamplingResult(Decision.DROP if kind is SpanKind.CLIENT else Decision.RECORD_AND_SAMPLE)
         return super().should_sample(parent_context, trace_id, name, kind, *args, **options)
 
 
