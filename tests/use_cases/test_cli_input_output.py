@@ -196,6 +196,17 @@ def test_an_unusable_dsn_ends_the_command_and_not_each_of_its_processes(
     assert line.startswith("workos-sync: SENTRY_DSN is not a DSN"), line
 
 
+@pytest.mark.parametrize("command", ["worker", "web", "clock"])
+def test_unusable_settings_of_traces_end_the_command_and_not_each_of_its_processes(
+    surroundings: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", KEY)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")  # less than a batch
+    line = run(command, exit_code=2).stderr.splitlines()[-1]
+    assert line.startswith("workos-sync: a variable OTEL_EXPORTER_OTLP_... or OTEL_BSP_... is invalid"), line
+
+
 def test_embedded_server_without_a_usable_folder_is_one_line(
     surroundings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

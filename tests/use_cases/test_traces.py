@@ -1,5 +1,6 @@
 """With OTEL_EXPORTER_OTLP_ENDPOINT, traces follow deliveries; no value leaves, and no collector delays anything."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -27,6 +28,7 @@ from tests.support.processes import eventually
 from tests.support.resync import client_of, resync
 from tests.support.tail import following
 from webhooks.app import create_app
+from webhooks.asgi import Gateway
 from worker import traces
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError
@@ -150,6 +152,28 @@ def test_a_sender_cannot_join_another_trace(collector: Collector, traced: Callab
     post(create_app(traced()).test_client(), made("organization.created"), traceparent=FOREIGN)
     traces.stop()
     assert collector.spans and "a" * 32 not in {span.trace for span in collector.spans}
+
+
+def test_a_streamed_answer_is_traced_until_it_begins(collector: Collector, traced: Callable[..., Services]) -> None:
+    services = traced()
+    app = create_app(services)
+    gateway = Gateway(app, 2, services.counters)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(5)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"method": "GET", "raw_path": b"/api/v1/snapshot", "query_string": b"", "scheme": "http", "client": None}
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    asyncio.run(gateway(scope | {"server": None, "headers": headers}, receive, send))
+    traces.stop()
+    assert (sent[0]["status"], sent[-1]["more_body"]) == (200, False)
+    [request] = collector.named("GET /api/v1/snapshot")
+    assert request.attributes["http.status_code"] == 200
 
 
 def test_statements_of_no_trace_and_probes_are_not_sent(collector: Collector, traced: Callable[..., Services]) -> None:
