@@ -21,7 +21,17 @@ LAYERS: list[set[str]] = [
     },
     {
         f"worker.{name}"
-        for name in ("audit", "decision", "error_reports", "leases", "logs", "private_files", "redis_client", "traces")
+        for name in (
+            "audit",
+            "decision",
+            "error_reports",
+            "leases",
+            "logs",
+            "oidc_issuer",
+            "private_files",
+            "redis_client",
+            "traces",
+        )
     },
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),

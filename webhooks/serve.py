@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,11 +22,14 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 from uvloop import new_event_loop
 
+from models.database import in_transaction
 from webhooks.app import create_app
 from webhooks.asgi import Gateway
-from webhooks.ops import oidc
+from worker import oidc_issuer
 from worker.bootstrap import build_services
 from worker.errors import ConfigurationError
+from worker.processes.clock import PeriodicTask, run
+from worker.repair.schedule import WEB_TICK, WEB_TICK_SECONDS, take_tick
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -62,7 +66,7 @@ BPF_RETURN, SO_ATTACH_FILTER, SO_DETACH_FILTER = 0x06, 26, 27
 def require_usable(settings: Settings) -> None:
     """Raise `ConfigurationError` if the web processes could not start: an extra that the settings need is missing."""
     if settings.oidc_issuer:
-        oidc.require_installed()
+        oidc_issuer.require_installed()
 
 
 def listen(settings: Settings) -> list[socket.socket]:
@@ -130,7 +134,17 @@ def _run_web_process(
             other.close()
     _take_new_connections(listening)  # if the former process was killed while it stopped
     services = build_services(settings, redis_url, endpoint=True)
-    serve(Gateway(create_app(services), settings.web_threads, services.counters), listening, services.close)
+    gateway = Gateway(create_app(services), settings.web_threads, services.counters)
+    stop = threading.Event()
+    record = partial(in_transaction, services.engine, take_tick, WEB_TICK, WEB_TICK_SECONDS)
+    tasks = ([PeriodicTask("web", WEB_TICK_SECONDS, record)], stop, services.counters)
+    threading.Thread(target=run, args=tasks, name="web", daemon=True).start()
+
+    def close() -> None:
+        stop.set()
+        services.close()
+
+    serve(gateway, listening, close)
 
 
 def serve(gateway: Gateway, listening: socket.socket, close: Callable[[], None]) -> None:

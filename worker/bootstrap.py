@@ -41,7 +41,9 @@ MAX_CONNECTIONS = 12
 """A resync makes ten calls at once and sends its heartbeat. A drain uses one connection."""
 CLAIM = redis_key("database")
 CLAIM_SECONDS = 15
-"""Life of the claim of a database to our keys in Redis, unless the clock renews it."""
+"""Life of the claim of a database to our keys in Redis, unless a clock or worker renews it."""
+CLAIMED = "another database uses the same keys in this Redis"
+CLAIM_REMEDY = "give each environment an ENVIRONMENT_NAME, or a Redis of its own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +166,25 @@ def claim_redis(engine: Engine, redis: Redis) -> None:
     Raises:
         ConfigurationError: another database has claimed them.
     """
-    with read_transaction(engine) as tx:
-        id = tx.execute(select(MirrorState.database_id)).scalar_one() or ""
+    id = database_id(engine)
     with suppress(RedisError):
         redis.set(CLAIM, id, nx=True, ex=CLAIM_SECONDS)
-        owner = cast("bytes | None", redis.get(CLAIM))
-        if owner not in (None, id.encode()):
-            raise ConfigurationError(
-                "REDIS_URL: another database uses the same keys in this Redis; give each environment an "
-                f"ENVIRONMENT_NAME, or a Redis of its own (after replacing a database, wait {CLAIM_SECONDS} seconds)"
-            )
+        if is_claimed_by_another(id, redis):
+            wait = f"(after replacing a database, wait {CLAIM_SECONDS} seconds)"
+            raise ConfigurationError(f"REDIS_URL: {CLAIMED}; {CLAIM_REMEDY} {wait}")
         redis.expire(CLAIM, CLAIM_SECONDS)
+
+
+def is_claimed_by_another(database_id: str, redis: Redis) -> bool:
+    """Return whether another database has claimed our keys in Redis.
+
+    Raises:
+        redis.exceptions.RedisError: Redis is unavailable.
+    """
+    return cast("bytes | None", redis.get(CLAIM)) not in (None, database_id.encode())
+
+
+def database_id(engine: Engine) -> str:
+    """Return the random id of a database; empty if it has none."""
+    with read_transaction(engine) as tx:
+        return tx.execute(select(MirrorState.database_id)).scalar_one() or ""

@@ -30,16 +30,25 @@ def start(dsn: str | None, environment: str | None) -> None:
     Raises:
         ConfigurationError: the extra is not installed, or the DSN is not one of Sentry's.
     """
-    if dsn is None or _clients:
-        return
+    if dsn is not None and not _clients:
+        _clients.append(_client(dsn, environment))
+
+
+def check(dsn: str) -> None:
+    """Raise `ConfigurationError` as `start` does. Nothing is sent."""
+    _client(dsn, None).close(timeout=0)
+
+
+def _client(dsn: str, environment: str | None) -> "Client":
     try:
         from sentry_sdk import Client  # noqa: PLC0415 - an extra
         from sentry_sdk.utils import BadDsn  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigurationError("SENTRY_DSN: run pip install 'workos-sync[sentry]', or remove it") from error
+        problem = "SENTRY_DSN needs sentry-sdk; run pip install 'workos-sync[sentry]', or remove the setting"
+        raise ConfigurationError(problem) from error
     try:
         # Sentry's integrations would add the request, the names of installed packages, and log lines.
-        client: Client = Client(
+        return Client(
             dsn,
             default_integrations=False,
             environment=environment or "production",
@@ -49,7 +58,6 @@ def start(dsn: str | None, environment: str | None) -> None:
         )
     except BadDsn as error:
         raise ConfigurationError("SENTRY_DSN is not a DSN; copy it from the project's settings, Client keys") from error
-    _clients.append(client)
 
 
 def capture(error: BaseException, **tags: str) -> None:

@@ -38,6 +38,19 @@ class _Finder(PathFinder):
 
 
 @contextmanager
+def without_package(name: str) -> Iterator[None]:
+    """Import modules in this block as if an optional package was not installed."""
+    loaded = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]  # the documented way to let an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if loaded is not None:
+            sys.modules[name] = loaded
+
+
+@contextmanager
 def lazy_imports() -> Iterator[None]:
     """Load the modules that are imported in this block when one of their names is first used.
 

@@ -6,10 +6,12 @@ import re
 import sys
 from typing import Literal
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
-
 from worker.errors import causes_of, place_in, stack_of, unexpected
+from worker.lazy import without_package
+
+with without_package("rich"):  # it would print tracebacks, which our logs do not contain, and takes 0.07 s to import
+    import structlog
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 """Fields that are logged as `withheld`: logs must not contain e-mail addresses, secrets, signatures or payloads."""

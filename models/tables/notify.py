@@ -38,7 +38,7 @@ class Notice(Base):
     severity: Mapped[str]
     """The worst that the target was notified of; before that, the present one."""
     since: Mapped[datetime]
-    """When it was first seen."""
+    """When it was first seen, or seen again after a gap of a minute or more."""
     attempted: Mapped[bool] = mapped_column(server_default=false())
     """Whether a message about it was sent, which the target may have accepted before its process was killed."""
     notified_at: Mapped[datetime | None]

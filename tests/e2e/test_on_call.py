@@ -126,6 +126,13 @@ def installation(
             yield Installation(services, sandbox, workos)
 
 
+@pytest.fixture
+def site(installation: Installation) -> Iterator[str]:
+    """The address of its server. Requested before `page`, which then closes before the server ends."""
+    with serving(installation.app) as address:
+        yield address
+
+
 def restore(engine: Engine, event: JSON) -> None:
     """Repair the payload of an event in the inbox: the fix of its cause."""
     whole = json.dumps(event).encode()
@@ -133,9 +140,9 @@ def restore(engine: Engine, event: JSON) -> None:
 
 
 def test_five_faults_are_seen_and_solved_from_the_overview(
-    page: Page, installation: Installation, redis_url: str
+    installation: Installation, redis_url: str, site: str, page: Page
 ) -> None:
-    with serving(installation.app) as site, ExitStack() as workers:
+    with ExitStack() as workers:
         workers.enter_context(fake_workers.registered(redis_url, "hooks"))
         heading = page.get_by_role("heading", level=1)
         page.goto(f"{site}/ops/")

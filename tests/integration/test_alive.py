@@ -12,8 +12,8 @@ import pytest
 from models.database import database_url
 from tests.drill.proxy import Proxy
 from tests.support.cli import report, run
-from tests.support.processes import QUICK, Commands, Valkey, alive, eventually
-from worker.processes.alive import STALE_SECONDS, file_of
+from tests.support.processes import QUICK, Commands, Valkey, alive, eventually, piece
+from worker.processes.alive import STALE_SECONDS, file_of, silent_processes
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -79,3 +79,20 @@ def test_a_command_that_ended_is_not_alive_at_once(
     assert not says_dead("clock")
     clock.stop()
     assert says_dead("clock") and not file_of("clock").exists()
+
+
+def test_a_command_that_stops_slowly_is_alive_until_it_ends_unless_it_is_frozen(tmp_path: Path) -> None:
+    slow, frozen = tmp_path / "slow.alive", tmp_path / "frozen.alive"
+    with piece("slow_to_stop", slow) as stops, piece("slow_to_stop", frozen) as hangs:
+        pids = [int(each.stdout.readline()) for each in (stops, hangs) if each.stdout is not None]
+        for supervisor in (stops, hangs):
+            supervisor.terminate()
+        psutil.Process(pids[1]).send_signal(signal.SIGSTOP)
+        found: list[int] = []
+        while stops.poll() is None or not found:
+            assert stops.poll() is not None or silent_processes(slow) == []
+            found = [pid for pid, _ in silent_processes(frozen) or []]
+            assert hangs.poll() is None
+            time.sleep(0.5)
+        psutil.Process(pids[1]).kill()
+        assert (stops.returncode, found) == (0, pids[1:])

@@ -15,12 +15,15 @@ import pytest
 from sqlalchemy import Engine
 
 from models.database import open_engine
+from models.tables import Tick
+from tests.support import rows
 from tests.support.connections import connect, delivery, get, read_all, read_answers
 from tests.support.deliveries import deliver
 from tests.support.inbox import count
 from tests.support.processes import Command, Commands, alive, eventually, listens
 from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users, user
+from worker.repair.schedule import WEB_TICK
 
 pytestmark = pytest.mark.long
 
@@ -162,6 +165,11 @@ def test_deliveries_are_answered_while_web_processes_are_killed(engine: Engine, 
     assert not any(each.refused or each.others for each in made), "the supervisor keeps the sockets open"
     assert_stored(engine, made)
     web.stop()
+
+
+def test_web_records_that_it_runs(engine: Engine, commands: Commands) -> None:
+    commands.web(WEB_PROCESSES=2)
+    eventually(lambda: WEB_TICK in {row["name"] for row in rows(engine, Tick)}, 20)
 
 
 def test_connections_that_wait_in_the_socket_of_a_dead_process_are_answered_by_the_next(

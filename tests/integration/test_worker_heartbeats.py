@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.support.processes import Commands, Valkey, eventually
+from worker.bootstrap import CLAIM, CLAIM_SECONDS, database_id
 from worker.queue.doorbell import DRAIN, REPAIR
 from worker.queue.heartbeat import worker_states
 from worker.sandbox import Sandbox, populate
@@ -57,6 +58,16 @@ def test_a_busy_process_stays_visible_and_a_frozen_or_killed_one_disappears(
         for process in family:
             process.kill()
         eventually(lambda: states() == ([], []), 15)
+
+
+def test_a_worker_without_a_clock_renews_the_claim_of_its_database(
+    commands_engine: Engine, commands: Commands, valkey: Valkey
+) -> None:
+    commands.start("worker")
+    with valkey.client() as redis:
+        eventually(lambda: worker_states(redis, REPAIR) == ["idle"], 60)
+        redis.delete(CLAIM)
+        eventually(lambda: redis.get(CLAIM) == database_id(commands_engine).encode(), CLAIM_SECONDS)
 
 
 def test_a_stopped_worker_disappears_at_once(commands_engine: Engine, commands: Commands, valkey: Valkey) -> None:

@@ -24,7 +24,7 @@ from models.tables import (
 )
 from models.types import db_now, db_now_plus
 from tests.support import accept, apply_all, made
-from worker.bootstrap import Services
+from worker.bootstrap import CLAIM, Services
 from worker.queue.doorbell import HOOKS, Doorbell
 from worker.repair.schedule import CLOCK_TICK
 
@@ -80,6 +80,11 @@ def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
 def queued(services: Services, _endpoint: FlaskClient) -> None:
     """A job in the lane of the hooks, which no worker serves."""
     Doorbell(services.redis, HOOKS).ring()
+
+
+def redis_claimed(services: Services, _endpoint: FlaskClient) -> None:
+    """A clock of another database that uses our keys."""
+    services.redis.set(CLAIM, "another")
 
 
 def gaps(services: Services, _endpoint: FlaskClient, number: int = 12) -> None:

@@ -103,6 +103,11 @@ def test_a_wrong_seed_file_is_one_line_with_the_place(seed: Path, content: str) 
     [
         (["--seed", "/nowhere.json"], r"workos-sync: /nowhere\.json: No such file or directory\n"),
         (["--bind", "192.0.2.1"], r"workos-sync: cannot listen at 192\.0\.2\.1, port 0: .*; choose --bind or --port\n"),
+        (
+            ["--webhook", "localhost:8000"],
+            r"workos-sync: localhost:8000 is no URL: write for example http://localhost:\S+\n",
+        ),
+        (["--webhook", "http://localhost:port/"], r"workos-sync: http://localhost:port/ is no URL: .*\n"),
         (["--secret", "whsec_1"], r"(?s).*--secret signs webhooks.*--webhook URL\n"),
     ],
 )
@@ -180,6 +185,9 @@ REFUSED: dict[str, tuple[str, str, Any, str]] = {
     "an unknown fault": ("POST", "faults", {"kind": "odd"}, "there are fail, "),
     "a fault with a wrong field": ("POST", "faults", {"kind": "fail", "status": "x"}, r"fail\.status: "),
     "no regular expression": ("POST", "faults", {"kind": "fail", "path": "("}, "regular expression"),
+    "an endpoint without a scheme": ("POST", "endpoints", {"url": "localhost:8000"}, "localhost:8000 is no URL: write"),
+    "an unknown request": ("POST", "operation", {}, "no POST /sandbox/operation; there are .*POST /sandbox/operations"),
+    "an unknown method": ("GET", "operations", None, "no GET /sandbox/operations; there are "),
     "an unknown operation": ("POST", "operations", {"operation": "truth"}, "there are accept_invitation"),
     "a wrong argument": ("POST", "operations", {"operation": "delete_user", "id": "u"}, "user_id: Missing"),
     "an unknown property": (
@@ -226,6 +234,9 @@ def test_it_says_on_a_terminal_what_it_is_and_what_to_do_next(seed: Path) -> Non
     assert text.startswith("workos-sync sandbox: an offline WorkOS with invented data")
     assert "  Contains: 1 organization, 2 users, 2 memberships\n" in text
     assert "  Webhooks: http://localhost:8000/webhooks/workos\n" in text
-    assert "run workos-sync migrate, then workos-sync web, worker and clock\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+    told = " ".join(text.split())
+    assert "run workos-sync migrate, then workos-sync web, worker and clock WORKOS_" in told
+    assert "it forgets all objects" in told and "same key, client id and secrets, and new ids" in told
     settings = f"  WORKOS_BASE_URL={url[1]}\n  WORKOS_API_KEY=sk_test_sandbox\n  WORKOS_CLIENT_ID=client_sandbox\n"
     assert settings + "  WORKOS_WEBHOOK_SECRETS=a-secret-for-local-use\n" in text

@@ -64,9 +64,31 @@ def test_web_listens_on_bind_and_announces_where(bind: str, url: str) -> None:
         sockets = [opened.enter_context(closing(each)) for each in serve.listen(settings)]
         address, port = sockets[0].getsockname()[:2]
         assert len(sockets) == 2 and address == bind
-        text = announcement("web", settings, sockets)
+        text = announcement("web", settings, sockets, 80)
     assert f"{url}:{port}/webhooks/workos/<WEBHOOK_PATH_TOKEN>\n" in text and f"Pages: {url}:{port}/ops/" in text
     assert "set API_TOKENS" in text and "workos-sync doctor" in text and "token-of-16-chars" not in text
+
+
+@pytest.mark.parametrize(
+    ("command", "secret", "then"),
+    [
+        ("worker", None, "start clock too"),
+        ("clock", None, "start worker too"),
+        ("worker", "whsec_0123456789abcdef", "start web and clock too"),
+        ("web", "whsec_0123456789abcdef", "start worker and clock too"),
+        ("up", "whsec_0123456789abcdef", "run workos-sync doctor"),
+    ],
+)
+def test_an_announcement_fits_a_terminal_and_suggests_only_what_starts(
+    command: str, secret: str | None, then: str
+) -> None:
+    url = "postgresql://mirror@database.internal.acme.example:5432/workos_sync"
+    settings = Settings(database_url=url, redis_url="rediss://cache.internal.acme.example:6380/2")
+    given = {"workos_webhook_secrets": secret} if secret else {}
+    settings = Settings.model_validate(settings.model_dump() | given)
+    text = announcement(command, settings, [], 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"Next: {then}" in text
 
 
 @pytest.mark.parametrize("bind", ["192.0.2.1", "localhost"])

@@ -76,5 +76,5 @@ def test_migrate_creates_all_indexes_also_those_of_mirrored_objects(tmp_path: Pa
 
 
 def test_a_report_of_the_database_imports_neither_redis_nor_workos(make_database: Any) -> None:
-    allowed = {"sqlalchemy", "pydantic", "structlog", "rich.console", "asyncio"}
+    allowed = {"sqlalchemy", "pydantic", "structlog", "asyncio"}
     assert imported(REPORT, make_database("sqlite")) <= allowed

@@ -31,6 +31,7 @@ from tests.support.conditions import (
     joined,
     notify_failed,
     queued,
+    redis_claimed,
     resync_failed,
     resync_late,
     role_map_withheld,
@@ -43,7 +44,7 @@ from tests.support.conditions import (
 from tests.support.ops import TOKEN, form_token, sign_in
 from tests.support.tail import fresh
 from webhooks.app import create_app
-from worker.bootstrap import Services, build_services
+from worker.bootstrap import CLAIM, Services, build_services, database_id
 from worker.mirror.auto_join_policy import refresh_counts
 from worker.processes.clock import heartbeat
 from worker.queue.doorbell import REPAIR
@@ -155,7 +156,7 @@ withheld = drifted(1, "extra", "withheld")
 
 WITHOUT_TILE = {
     *("backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "sessions_not_revoked"),
-    *("role_map_withheld", "certificate_expires", "notify_failed"),
+    *("role_map_withheld", "certificate_expires", "notify_failed", "redis_claimed"),
     "unread_objects",
 }
 """Conditions that no tile of the overview is about."""
@@ -170,6 +171,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "no_worker": ("problem", no_worker),
     "queued_without_worker": ("problem", queued),
     "no_clock": ("problem", clock_stopped),
+    "redis_claimed": ("problem", redis_claimed),
     "missed_webhooks": ("warning", gaps),
     "drift": ("warning", drifted(25, "different", "repaired")),
     "withheld_deletions": ("problem", withheld),
@@ -356,6 +358,16 @@ def test_a_replica_is_named(working: FlaskClient, redis: Redis) -> None:
 def test_a_redis_that_answers_late_is_not_away(working: FlaskClient, redis: Redis) -> None:
     redis.execute_command("CLIENT", "PAUSE", "700", "ALL")  # type: ignore[no-untyped-call]  # redis-py has no types for it
     assert active_conditions(working) == {}
+
+
+def test_workers_of_another_database_count_for_nothing(working: FlaskClient, services: Services) -> None:
+    assert report("status")["workers"] == 1
+    redis_claimed(services, working)
+    status = report("status", exit_code=1)
+    assert (status["workers"], status["severity"]) == (None, "problem")
+    assert "not known: Redis belongs to another database" in working.get("/ops/").get_data(as_text=True)
+    services.redis.set(CLAIM, database_id(services.engine))
+    assert report("status")["workers"] == 1
 
 
 # Unknown values

@@ -2,11 +2,14 @@
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import oidc_provider_mock
 import pytest
 from click.testing import CliRunner
 from flask import Flask
@@ -26,11 +29,13 @@ from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.tail import fresh
 from webhooks.app import create_app
-from worker.bootstrap import build_services
+from worker import oidc_issuer
+from worker.bootstrap import CLAIM, CLAIM_SECONDS, build_services
 from worker.cli import main
 from worker.kinds import SUBSCRIBED
+from worker.notify import targets
 from worker.processes.clock import heartbeat
-from worker.repair.schedule import CLOCK_TICK
+from worker.repair.schedule import CLOCK_TICK, WEB_TICK
 from worker.reports.conditions import MANY_GAPS
 from worker.sandbox import Sandbox
 from worker.sandbox.delivery import Endpoint
@@ -213,10 +218,9 @@ def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, confi
     assert "reachable" in wrong()["silent"]["remedy"]
 
 
-def test_without_a_secret_no_webhook_is_expected(
+def test_without_a_secret_webhooks_are_expected_while_web_runs_elsewhere(
     healthy: Sandbox, answering: None, configured_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Webhooks are switched off: the last one is older than a day. Until then, another process may have the secret."""
     healthy.deliveries.endpoints.clear()
     stop_webhooks(configured_engine)
     gap = {"type": "user.updated", "source": "events_api", "status": "done", "webhook_at": None}
@@ -228,15 +232,115 @@ def test_without_a_secret_no_webhook_is_expected(
         checks = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
         return {check["name"]: check["level"] for check in checks}
 
+    def days_ago(days: float, statement: Any, *columns: str) -> None:
+        values = dict.fromkeys(columns, db_now_plus(-days * 86_400))
+        in_transaction(configured_engine, lambda tx: tx.execute(statement.values(**values)))
+
+    webhooks = update(Event).where(Event.webhook_at.is_not(None))
+    missed = {"silent": "failure", "missed webhooks": "warning"}.items()
     without("WORKOS_WEBHOOK_SECRETS")(healthy, configured_engine, None, monkeypatch)
-    assert levels().items() >= {"silent": "failure", "missed webhooks": "warning"}.items()
-    ended = update(Event).where(Event.webhook_at.is_not(None)).values(webhook_at=db_now_plus(-25 * 3600))
-    in_transaction(configured_engine, lambda tx: tx.execute(ended))
+    assert levels().items() >= missed
+    days_ago(8, webhooks, "webhook_at")
+    days_ago(2, insert(Tick).values(name=WEB_TICK), "at")
+    assert levels().items() >= missed
+    days_ago(8, update(Tick).where(Tick.name == WEB_TICK), "at")
     found = levels()
     assert found.keys() & {"silent", "missed webhooks", "webhook endpoint"} == set()
     assert "failure" not in found.values() and found["webhook secret"] == found["last webhook"] == "ok"
     monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", SECRET)
     assert {"silent", "missed webhooks", "webhook endpoint"} <= levels().keys()
+
+
+@pytest.mark.parametrize("name", ["resync late", "silent"])
+def test_a_process_without_the_api_key_reports_what_the_others_neglect(
+    name: str, healthy: Sandbox, answering: None, configured_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "silent":
+        stop_webhooks(configured_engine)
+    else:
+        FAULTS["resyncs stopped"][0](healthy, configured_engine, None, monkeypatch)
+    without("WORKOS_API_KEY", "WORKOS_CLIENT_ID")(healthy, configured_engine, None, monkeypatch)
+    assert name in wrong()
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[str]:
+    with oidc_provider_mock.run_server_in_thread() as server:
+        yield f"http://localhost:{server.server_port}"
+
+
+def check(name: str) -> dict[str, str]:
+    """The row of that name; other checks may fail too."""
+    [row] = [row for row in json.loads(run("doctor", "--json", exit_code=None).stdout) if row["name"] == name]
+    assert isinstance(row, dict)
+    return row
+
+
+@pytest.mark.filterwarnings("ignore:::oidc_provider_mock", "ignore:::authlib")  # the provider's own
+def test_the_identity_provider_is_asked_who_it_is(issuer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"OIDC_CLIENT_ID": "pages", "OIDC_CLIENT_SECRET": "a-secret-of-this-client", "OPS_ALLOWED": "ops"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def found(url: str) -> tuple[str, str]:
+        monkeypatch.setenv("OIDC_ISSUER", url)
+        row = check("OIDC_ISSUER")
+        return row["level"], f"{row['saw']}: {row['remedy']}"
+
+    assert found(issuer) == ("ok", f"{issuer} answers, and is the issuer: ")
+    for url, problem in {
+        issuer + "/": f"calls itself '{issuer}': set OIDC_ISSUER",
+        issuer + "/elsewhere": "/elsewhere/.well-known/openid-configuration answers 404: set OIDC_ISSUER",
+        "http://localhost:1": "does not answer: ConnectError: check OIDC_ISSUER",
+    }.items():
+        level, text = found(url)
+        assert level == "failure" and problem in text
+
+
+def test_an_identity_provider_that_sends_slowly_delays_doctor_for_seconds_only() -> None:
+    app = Flask("slow")
+    ended = threading.Event()
+
+    @app.get("/.well-known/openid-configuration")
+    def trickle() -> Iterator[bytes]:
+        while not ended.wait(0.2):
+            yield b" "
+
+    with serving(app) as url:
+        begun = time.monotonic()
+        assert oidc_issuer.problem_of(url) == (
+            f"{url}/.well-known/openid-configuration is no discovery document",
+            oidc_issuer.CORRECT,
+        )
+        ended.set()
+    assert time.monotonic() - begun < 2 * oidc_issuer.READ_SECONDS
+
+
+def test_the_dsn_of_sentry_is_checked_and_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENTRY_DSN", "https://key@sentry.example/not-a-number")
+    row = check("SENTRY_DSN")
+    assert (row["level"], row["saw"]) == ("failure", "is not a DSN") and "Client keys" in row["remedy"]
+    monkeypatch.setenv("SENTRY_DSN", "https://key@sentry.example/1")
+    row = check("SENTRY_DSN")
+    assert (row["level"], row["saw"]) == ("ok", "errors are reported to sentry.example")
+
+
+def test_targets_of_notify_that_cannot_be_checked_are_not_called_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY", "nothing://a")
+    row = check("NOTIFY")
+    assert row["level"] == "failure" and "Apprise knows no service nothing://" in row["saw"]
+    monkeypatch.setenv("NOTIFY", "json://127.0.0.1:1")
+    assert check("NOTIFY")["level"] == "ok"
+    monkeypatch.setattr(targets, "SEND_SECONDS", 0.001)
+    row = check("NOTIFY")
+    assert row["level"] == "warning" and "not checked: no answer within" in row["saw"]
+
+
+def test_doctor_reports_that_another_database_uses_the_same_redis(answering: None, redis: Redis) -> None:
+    assert check("redis keys")["level"] == "ok"
+    redis.set(CLAIM, "another", ex=CLAIM_SECONDS)
+    found = wrong()
+    assert "ENVIRONMENT_NAME" in found["redis claimed"]["remedy"]
 
 
 def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ WRONG = {
     "another client id": ({"WORKOS_CLIENT_ID": "client_other"}, f"WORKOS_CLIENT_ID: this database mirrors {CLIENT_ID}"),
     "another environment's key": (
         {"WORKOS_API_KEY": OTHER_KEY},
-        "WORKOS_API_KEY: the key sees none of",
+        "the key sees none of the organizations in this database; a sandbox that was started again has new ones",
     ),
     "a refused key": ({"WORKOS_API_KEY": "sk_test_nobody"}, "WORKOS_API_KEY: WorkOS refuses the key"),
     "no key": ({"WORKOS_API_KEY": ""}, "WORKOS_API_KEY is not set"),

@@ -268,6 +268,18 @@ def test_when_something_is_reported(before: Known | None, holding: list[Held], s
     assert not again.says and not (again.changed and found.says), "reported once"
 
 
+@pytest.mark.parametrize(("gone", "interrupted"), [(MINUTE / 2, False), (MINUTE, True), (DAY, True)])
+def test_a_condition_that_returns_after_a_minute_counts_from_its_return(gone: timedelta, interrupted: bool) -> None:
+    """Its end was not reported, because the target did not answer."""
+    before = {held().key: known(DAY, gone)}
+    found = plan(before, [held()], NOW, REMIND)
+    since = NOW if interrupted else NOW - 2 * DAY
+    assert found.known[held().key].since == since and not found.begun
+    assert bool(found.continuing) is not interrupted, "a reminder would be about a moment"
+    afterwards = plan(found.known, [held()], NOW + MINUTE, REMIND)
+    assert afterwards.continuing and not afterwards.begun and afterwards.known[held().key].since == since
+
+
 def test_a_condition_that_its_cause_hides_has_not_ended() -> None:
     before = {("overdue", ""): known(MINUTE)._replace(name="overdue")}
     hidden = plan(before, [held("no_worker"), held("overdue", explained=True)], NOW, REMIND)

@@ -1,6 +1,5 @@
 """Sign-in by OpenID Connect: WorkOS AuthKit or any other issuer, through Authlib (extra `oidc`)."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import structlog
@@ -9,7 +8,7 @@ from werkzeug import Response
 
 from webhooks.ops import operators, sessions
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError
+from worker.oidc_issuer import discovery_url, require_installed
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -64,12 +63,6 @@ def add(app: Flask, routes: Blueprint, services: Services) -> None:
         return sessions.refused(FAILED, 401)
 
 
-def require_installed() -> None:
-    """Raise `ConfigurationError` if the extra `oidc` is not installed."""
-    if missing := [name for name in ("authlib", "requests") if find_spec(name) is None]:
-        raise ConfigurationError(f"OIDC_ISSUER needs {' and '.join(missing)}: pip install 'workos-sync[oidc]'")
-
-
 def _client(app: Flask, settings: Settings) -> tuple[Any, tuple[type[Exception], ...]]:
     """Return Authlib's client for the issuer, and the errors that its calls raise. Makes no call yet."""
     require_installed()
@@ -83,7 +76,7 @@ def _client(app: Flask, settings: Settings) -> tuple[Any, tuple[type[Exception],
         "oidc",
         client_id=settings.oidc_client_id,
         client_secret=secret and secret.get_secret_value(),
-        server_metadata_url=f"{(settings.oidc_issuer or '').rstrip('/')}/.well-known/openid-configuration",
+        server_metadata_url=discovery_url(settings.oidc_issuer or ""),
         client_kwargs={"scope": "openid email profile", "code_challenge_method": "S256", "default_timeout": SECONDS},
     )
     # RuntimeError: the discovery document lacks an endpoint. The last four: an answer is malformed.

@@ -14,6 +14,7 @@ from worker.bootstrap import Services
 from worker.decision.payload import clean
 from worker.errors import ConfigurationError
 from worker.queue.doorbell import REPAIR
+from worker.repair.environment import is_bound
 from worker.repair.resync import resync
 from worker.reports.health import one_lane
 
@@ -97,7 +98,7 @@ def start_resync(
     Raises:
         ConfigurationError: no worker can call WorkOS, so the run would wait forever.
     """
-    if not services.settings.repairs:
+    if not services.settings.repairs and not is_bound(services.engine):
         raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can call WorkOS; set it and WORKOS_CLIENT_ID")
     start = partial(resync.start, services.engine, organization_id=organization_id, approves=approves)
     return start_run(services, start, message)

@@ -20,7 +20,8 @@ def alive(command: str, as_json: bool) -> None:
     """Check that the processes of a command run. For probes on the same machine, in the same working directory.
 
     Asks neither the database nor Redis: a process that waits for one of them is alive, and so is one that is being
-    restarted. Exit code 1 if a process has been dead or frozen for 20 seconds. For web, use GET /healthz.
+    restarted or is stopping. Exit code 1 if a process has been dead or frozen for 20 seconds. For web, use GET
+    /healthz.
     """
     silent = beats.silent_processes(beats.file_of(command))
     if silent is None:

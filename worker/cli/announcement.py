@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from socket import socket
 
 from models.database import database_url, place_of
+from worker.cli.layout import wrap
 from worker.processes.embedded import redis_url
 from worker.reports.conditions import duration
 from worker.settings import Settings
@@ -14,15 +15,26 @@ ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not boun
 """The addresses at which programs on this machine reach a server that listens on all addresses."""
 
 
-def announcement(command: str, settings: Settings, sockets: Sequence[socket]) -> str:
-    """Return what a process does, where it listens on `sockets`, and what to do next."""
+def announcement(command: str, settings: Settings, sockets: Sequence[socket], width: int) -> str:
+    """Return what a process does, where it listens on `sockets`, and what to do next, in lines of `width` cells.
+
+    Addresses are not broken.
+    """
     parts = {"web": _web(settings, sockets), "worker": _worker(settings), "clock": _clock(settings)}
     lines = [line for name, part in parts.items() if command in (name, "up") for line in part]
-    rest = {"web": "worker and clock", "worker": "web and clock", "clock": "web and worker"}.get(command)
-    start = f"start {rest} too, then run" if rest else "run"
-    where = f"database {place_of(database_url(settings.database_url))}, Redis {masked_url(redis_url(settings))}"
-    lines += [f"Next: {start} workos-sync doctor", "Ctrl-C stops it."]
-    return "\n  ".join([f"workos-sync {command} ({where})", *lines])
+    others = [name for name in parts if command not in (name, "up")]
+    if not settings.workos_webhook_secrets:  # without a secret, `web` does not start
+        others = [name for name in others if name != "web"]
+    start = f"start {' and '.join(others)} too, then run" if others else "run"
+    lines = [
+        f"Database: {place_of(database_url(settings.database_url))}",
+        f"Redis: {masked_url(redis_url(settings))}",
+        *lines,
+        f"Next: {start} workos-sync doctor",
+        "Ctrl-C stops it.",
+    ]
+    whole = "\n".join([f"workos-sync {command}", *(f"  {line}" for line in lines)])
+    return "\n".join(wrap(whole, width, whole=True))
 
 
 def _web(settings: Settings, sockets: Sequence[socket]) -> Iterator[str]:

@@ -31,6 +31,7 @@ from worker.bootstrap import (
     start_reports,
     stop_reports,
 )
+from worker.cli import output
 from worker.cli.announcement import announcement
 from worker.cli.shared import open_database, until_stopped
 from worker.database import require_migrated
@@ -116,7 +117,7 @@ def _require_own_redis(engine: Engine, url: str) -> None:
 def _announce(command: str, settings: Settings, sockets: Sequence[socket.socket] = ()) -> None:
     """Print what starts, if a person sees it."""
     if sys.stderr.isatty():
-        click.echo(announcement(command, settings, sockets), err=True)
+        click.echo(announcement(command, settings, sockets, output.width()), err=True)
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:
@@ -250,8 +251,8 @@ def run_clock(settings: Settings) -> None:
         at_end.callback(alive.remove, file)
         require_migrated(engine, settings.environment_name)
         stop = at_end.enter_context(until_stopped())
-        redis = at_end.enter_context(redis_server(settings))
         at_end.enter_context(Beats(file).beating())
+        redis = at_end.enter_context(redis_server(settings))
         _require_own_redis(engine, redis.url)
         _bind_if_reachable(engine, settings, redis.url)
         _announce("clock", settings)

@@ -15,7 +15,7 @@ from worker.errors import ConfigurationError
 from worker.lazy import lazy_imports
 
 with lazy_imports():
-    from worker.cli import output
+    from worker.cli import layout, output
 
 if TYPE_CHECKING:
     from worker.sandbox import Endpoint, Sandbox
@@ -58,8 +58,11 @@ def sandbox(
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             raise ConfigurationError(f"cannot listen at {bind}, port {port}: {why}; choose --bind or --port") from None
         try:
-            lines = _announced(made, endpoints) if sys.stdout.isatty() else [json.dumps(_settings(made, endpoints))]
-            click.echo("\n".join(lines))
+            if sys.stdout.isatty():
+                text = "\n".join(layout.wrap("\n".join(_announced(made, endpoints)), output.width(), whole=True))
+            else:
+                text = json.dumps(_settings(made, endpoints))
+            click.echo(text)
             stop.wait()
         finally:
             made.stop()
@@ -73,7 +76,7 @@ def _settings(made: "Sandbox", endpoints: list["Endpoint"]) -> dict[str, str]:
 
 def _announced(made: "Sandbox", endpoints: list["Endpoint"]) -> Iterator[str]:
     world = made.world
-    yield "workos-sync sandbox: an offline WorkOS with invented data, which it forgets when it ends"
+    yield "workos-sync sandbox: an offline WorkOS with invented data"
     yield f"  API: {made.base_url}"
     yield f"  Control: {made.base_url}/sandbox/ (see docs/development.md); it asks for no key"
     for endpoint in endpoints:
@@ -85,4 +88,8 @@ def _announced(made: "Sandbox", endpoints: list["Endpoint"]) -> Iterator[str]:
     processes = "web, worker and clock" if endpoints else "worker and clock"
     yield f"Next: put these settings into .env, run workos-sync migrate, then workos-sync {processes}"
     yield from (f"  {name}={value}" for name, value in _settings(made, endpoints).items())
+    yield (
+        "When it stops, it forgets all objects, events and endpoints. Started again, it has the same key, client id "
+        "and secrets, and new ids: empty the mirror then (delete .workos-sync/)."
+    )
     yield "Ctrl-C stops it."

@@ -124,7 +124,10 @@ def _figures(health: healths.Health) -> Iterator[tuple[str, str]]:
         else f"the last {conditions.duration(health.webhook_age_seconds)} ago"
     )
     webhooks = _joined(last, health.gaps and f"{health.gaps} missing", health.late and f"{health.late} late")
-    yield "webhooks", webhooks if health.webhooks_expected else "none expected: WORKOS_WEBHOOK_SECRETS is not set"
+    yield (
+        "webhooks",
+        webhooks if health.webhooks_expected else "none expected: no secret is set, and web has not run",
+    )
     tail = f"read every {conditions.duration(health.tail_interval_seconds)}"
     late = health.late_events and f"{health.late_events} shown late"
     yield "events API", _joined(tail, late) if health.repairs else "off: WORKOS_API_KEY is not set"

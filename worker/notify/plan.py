@@ -2,6 +2,10 @@
 
 A condition is reported once it has held for some time, again at intervals, and once it has been over for some time. So
 a restart or a short outage sends nothing, and conditions that begin together are reported together.
+
+Until a condition is reported, each comparison that does not find it restarts its wait. Afterwards, a gap shorter than
+`ENDED_AFTER` is part of it, and a longer one ends it: if its end could not be reported before it returns, it is not
+reported again, but it counts from its return.
 """
 
 from collections.abc import Iterable, Mapping
@@ -104,9 +108,11 @@ def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind
                 ended.append(each)
         elif not current.explained:
             worse = current.severity == PROBLEM != each.severity
-            if (each.notified_at is None or worse) and now - each.since >= current.after:
+            if now - each.since < current.after:
+                continue
+            if each.notified_at is None or worse:
                 begun.append(current)
-            elif each.notified_at is not None and now - each.notified_at >= remind:
+            elif now - each.notified_at >= remind:
                 continuing.append(current)
     for reported in (begun, continuing):
         reported.sort(key=lambda each: each.severity != PROBLEM)  # problems come first
@@ -130,4 +136,6 @@ def _next(known: Known | None, held: Held | None, now: datetime) -> Known | None
         return known._replace(severity=held.severity) if known else Known(*held.key, held.severity, since=now)
     if held is None:
         return known._replace(gone_since=known.gone_since or now)
+    if known.gone_since is not None and now - known.gone_since >= ENDED_AFTER:  # its end could not be reported in time
+        return known._replace(since=now, gone_since=None)
     return known._replace(gone_since=None)

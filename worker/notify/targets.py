@@ -41,21 +41,26 @@ def require_usable(settings: Settings) -> None:
 
     Only Apprise knows which URLs are valid. Commands that send no message need not wait for it.
     """
-    if problems := list(problems_of(settings)):
+    try:
+        problems = list(problems_of(settings))
+    except NotifyError as error:  # the URLs were not checked, which must not prevent a start
+        log.warning("notify_not_checked", error=str(error))
+        return
+    if problems:
         raise ConfigurationError(f"NOTIFY: {'; '.join(problems)}")
 
 
 def problems_of(settings: Settings) -> Iterator[str]:
-    """Yield a problem, with its remedy, for each target that cannot be used."""
+    """Yield a problem, with its remedy, for each target that cannot be used.
+
+    Raises:
+        NotifyError: Apprise, which knows, did not answer within `SEND_SECONDS`.
+    """
     urls = {name: url for name, url in settings.notify_targets.items() if not is_web(url)}
     if urls and find_spec("apprise") is None:
         yield f"{', '.join(urls)}: Apprise is not installed; install the extra, workos-sync[notify]"
         return
-    try:
-        problems = _apprise(list(urls.values()), None) if urls else []
-    except NotifyError as error:  # the URLs were not checked, which must not prevent a start
-        log.warning("notify_not_checked", error=str(error))
-        return
+    problems = _apprise(list(urls.values()), None) if urls else []
     for name, problem in zip(urls, problems, strict=True):
         if problem:
             yield f"the target {name} cannot be used: {problem}; compare it with https://appriseit.com/services"

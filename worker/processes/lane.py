@@ -3,8 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -15,12 +15,20 @@ from rq.exceptions import StopRequested
 from rq.worker import WorkerStatus
 
 from worker import provisioning
-from worker.bootstrap import Services, build_services, report_redis
+from worker.bootstrap import (
+    CLAIM_SECONDS,
+    REPORT_REDIS_SECONDS,
+    Services,
+    build_services,
+    claim_redis,
+    report_redis,
+)
 from worker.error_handling import describe, is_expected
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
 from worker.metrics import Place
+from worker.processes import clock
 from worker.processes.drain_job import DrainJob
 from worker.processes.jobs import Worker, clearing_flag, contained, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS
@@ -54,6 +62,8 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             # A client of its own: RQ waits for jobs with long time-outs.
             heartbeat = Heartbeat(report_redis(redis_url), lane, state, failed)
             at_end.enter_context(closing(heartbeat)).start()
+            if lane == REPAIR:  # of which each installation of a worker has one
+                at_end.enter_context(_claiming_redis(services))
             log.info("worker_started", pid=os.getpid())
             worker.work(logging_level="WARNING")
         except StopRequested:
@@ -66,6 +76,20 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         except Exception as error:  # noqa: BLE001 - the supervisor starts a new process
             services.counters.report(Place.LANE, lane, error)
             sys.exit(1)
+
+
+@contextmanager
+def _claiming_redis(services: Services) -> Iterator[None]:
+    """Renew the claim to our keys in Redis, so that no report of another database counts these workers."""
+    stop = threading.Event()
+    claim = clock.PeriodicTask("claim", CLAIM_SECONDS / 3, partial(claim_redis, services.engine, services.report_redis))
+    thread = threading.Thread(target=clock.run, args=([claim], stop, services.counters), name="claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(REPORT_REDIS_SECONDS)
 
 
 class _Job(NamedTuple):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -29,6 +30,7 @@ QUICK_DEATH_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
 GRACE_SECONDS = 30.0
+POLL_SECONDS = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -76,10 +78,14 @@ class Child:
             pause = backoff(self._quick_deaths, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS) if quick else 0.0
             self._start_at = now + pause
             log.warning("process_ended", pid=self.process.pid, code=code, again_in_seconds=pause)
-            self.process = None
-            self._beats.expect(self._place, running=False)
+            self.note_end()
         if self.process is None and now >= self._start_at:
             self._start(now)
+
+    def note_end(self) -> None:
+        """Forget the process, which has ended."""
+        self.process = None
+        self._beats.expect(self._place, running=False)
 
     def _start(self, now: float) -> None:
         """Fork the process. If the system refuses, as at its limit of processes, raise `OSError` and pause as usual."""
@@ -142,16 +148,24 @@ def supervise(
                     child.check()
                 except Exception as error:  # noqa: BLE001 - the other children continue, and this one is tried again
                     report(error)
-            stop.wait(0.2)
+            stop.wait(POLL_SECONDS)
     finally:
         stopping()
-        running = [child.process for child in children if child.process is not None]
-        for process in running:
-            process.terminate()
-        ends = time.monotonic() + GRACE_SECONDS
-        for process in running:
-            process.join(max(0.0, ends - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+        _stop(children, beats)
         lifeline.close()
+
+
+def _stop(children: Sequence[Child], beats: Beats) -> None:
+    """Stop all children. Until the last one has ended, this process and those that still run count as alive."""
+    running = {child.process: child for child in children if child.process is not None}
+    for process in running:
+        process.terminate()
+    ends = time.monotonic() + GRACE_SECONDS
+    while running:
+        beats.beat()
+        if time.monotonic() > ends:
+            for process in running:
+                process.kill()
+        connection.wait([process.sentinel for process in running], POLL_SECONDS)
+        for process in [process for process in running if process.exitcode is not None]:
+            running.pop(process).note_end()

@@ -24,6 +24,10 @@ MARGIN = timedelta(minutes=5)
 """The first catch-up starts this long before the first resync, because the events API returns events with a delay."""
 
 
+SANDBOX = "client_sandbox"
+"""The client id of each `workos-sync sandbox`, of which `worker.sandbox` has its own copy: it imports nothing else."""
+
+
 class Options(TypedDict, total=False):
     """Options of a WorkOS client (`worker.workos_api.client.open_client`)."""
 
@@ -63,6 +67,12 @@ def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
         _require_same(bound, client_id)  # another process may have bound it meanwhile
 
 
+def is_bound(engine: Engine) -> bool:
+    """Return whether the database is bound: some process has, or had, an API key."""
+    with read_transaction(engine) as tx:
+        return tx.execute(select(MirrorState.client_id)).scalar_one() is not None
+
+
 def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     """Check that the settings name the environment that this database mirrors. A new database mirrors none yet.
 
@@ -75,9 +85,10 @@ def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Set
         bound, known = tx.execute(select(MirrorState.client_id, MirrorState.known_organizations)).one()
     _require_same(bound, settings.workos_client_id or "")
     if known and not _sees(engine, workos, known):
-        raise ConfigurationError(
-            "WORKOS_API_KEY: the key sees none of the organizations in this database; is it for another environment?"
-        )
+        question = "is it for another environment?"
+        if settings.workos_client_id == SANDBOX:
+            question = "a sandbox that was started again has new ones: empty this database, or delete .workos-sync/"
+        raise ConfigurationError(f"WORKOS_API_KEY: the key sees none of the organizations in this database; {question}")
 
 
 def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:

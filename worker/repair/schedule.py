@@ -22,6 +22,10 @@ log = structlog.get_logger()
 
 CLOCK_TICK = "clock"
 """The tick that shows that the clock runs."""
+WEB_TICK = "web"
+"""The tick that shows that `web` runs, so that webhooks are expected."""
+WEB_TICK_SECONDS = 300.0
+"""Interval at which `web` takes it."""
 RETRY_SECONDS = 60.0
 """Pause after a failed first resync, and between two resyncs that end uncertain access."""
 

@@ -148,7 +148,7 @@ class ActiveCondition(NamedTuple):
     doubts_mirror: bool
     """Whether the mirror cannot be trusted because of it."""
     because_of: str | None
-    """The name of the condition that explains it: a process does not run, or Redis does not answer."""
+    """The name of the condition that explains it: a process does not run, or Redis cannot be used."""
 
     @property
     def text(self) -> str:
@@ -202,7 +202,7 @@ def _explanation(condition: Condition, found: Occurrence, health: Health) -> str
     """Return the name of the condition that holds because something that this one needs does not run, if one does."""
     needs: set[object] = {*condition.needs, *filter(None, [found.values.get("lane")])}
     if needs and health.redis is not None:
-        return "redis_replica" if health.redis.is_replica else "redis_away"
+        return health.redis.condition
     if needs & set(_idle_lanes(health)):
         return "no_worker"
     return "no_clock" if CLOCK in needs and _no_clock(health) else None
@@ -234,9 +234,9 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def _redis(health: Health, *, is_replica: bool) -> list[Occurrence]:
+def _redis(health: Health, *, condition: str) -> list[Occurrence]:
     trouble = health.redis
-    return [Occurrence(trouble._asdict())] if trouble is not None and trouble.is_replica is is_replica else []
+    return [Occurrence(trouble._asdict())] if trouble is not None and trouble.condition == condition else []
 
 
 def _idle_lanes(health: Health) -> list[str]:
@@ -388,7 +388,7 @@ CONDITIONS = (
     Condition(
         name="redis_away",
         measured="Redis refuses or does not answer a write.",
-        measure=partial(_redis, is_replica=False),
+        measure=partial(_redis, condition="redis_away"),
         sentence="Redis {saw}",
         notice="Redis cannot be used",
         remedy="{remedy}",
@@ -399,12 +399,23 @@ CONDITIONS = (
     Condition(
         name="redis_replica",
         measured="Redis answers a write as a server that is not the primary.",
-        measure=partial(_redis, is_replica=True),
+        measure=partial(_redis, condition="redis_replica"),
         sentence="Redis {saw}",
         notice="Redis is not the primary",
         remedy="{remedy}",
         after=timedelta(minutes=2),
         section="Redis is a replica",
+        page="/ops/#workers",
+    ),
+    Condition(
+        name="redis_claimed",
+        measured="A clock or worker of another database uses our keys in Redis.",
+        measure=partial(_redis, condition="redis_claimed"),
+        sentence="{saw}",
+        notice="another database uses the same keys in Redis",
+        remedy="{remedy}",
+        after=timedelta(minutes=2),
+        section="Another database uses the same Redis",
         page="/ops/#workers",
     ),
     Condition(

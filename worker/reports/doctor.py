@@ -18,7 +18,8 @@ from models.database import read_transaction
 from models.requirements import describe_server
 from models.revisions import current_revision, newest_revision, outdated, refused
 from models.types import JsonObject, db_now
-from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSError
+from worker import error_reports, oidc_issuer
+from worker.errors import ConfigurationError, InvalidApiKeyError, NotifyError, WorkOSError
 from worker.inbox.verified_secrets import any_verified
 from worker.kinds import SUBSCRIBED
 from worker.notify import targets
@@ -89,6 +90,8 @@ def run_checks(
     database_ok = all(check.level is not Level.FAILURE for check in found)
     yield from _secrets(engine if database_ok else None, settings)
     yield from _notify(settings)
+    yield from _sign_in(settings)
+    yield from _error_reports(settings)
     yield from _workos(engine, settings, connect if database_ok else None, ask_route)
     if database_ok:
         verdict = judge(engine, redis, settings)
@@ -189,7 +192,7 @@ def _secrets(engine: Engine | None, settings: Settings) -> Iterator[Check]:
     if number:
         yield _ok(name, "1 set" if number == 1 else f"{number} set{_last_secret(engine, settings)}")
     elif settings.repairs:
-        yield _ok(name, "not set, so web cannot run: all events come from the events API")
+        yield _ok(name, "not set here, so web cannot run with these settings")
     else:
         remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints a secret"
         yield _failure(name, "not set: no webhook can be verified", remedy)
@@ -292,11 +295,42 @@ def _endpoint(name: str, row: JsonObject, remedy: str) -> Check:
 
 def _notify(settings: Settings) -> Iterator[Check]:
     """Yield a row for each target of NOTIFY that cannot be used; nothing is sent."""
-    found = list(targets.problems_of(settings))
+    try:
+        found = list(targets.problems_of(settings))
+    except NotifyError as error:
+        yield _warning("NOTIFY", f"not checked: {error}", "run: workos-sync notify test")
+        return
     for problem in found:
         yield _failure("NOTIFY", *problem.split("; ", 1))
     if settings.notify and not found:
         yield _ok("NOTIFY", ", ".join(settings.notify_targets))
+
+
+def _sign_in(settings: Settings) -> Iterator[Check]:
+    """Check that operators can sign in at the identity provider; nobody signs in."""
+    if (issuer := settings.oidc_issuer) is None:
+        return
+    name = "OIDC_ISSUER"
+    try:
+        oidc_issuer.require_installed()
+    except ConfigurationError as error:
+        yield _failure(name, *str(error).removeprefix(f"{name} ").split("; ", 1))
+        return
+    problem = oidc_issuer.problem_of(issuer)
+    yield _failure(name, *problem) if problem else _ok(name, f"{issuer} answers, and is the issuer")
+
+
+def _error_reports(settings: Settings) -> Iterator[Check]:
+    """Check that errors can be reported to Sentry; nothing is sent."""
+    if settings.sentry_dsn is None:
+        return
+    name, dsn = "SENTRY_DSN", settings.sentry_dsn.get_secret_value()
+    try:
+        error_reports.check(dsn)
+    except ConfigurationError as error:
+        yield _failure(name, *str(error).removeprefix(f"{name} ").split("; ", 1))
+    else:
+        yield _ok(name, f"errors are reported to {urlsplit(dsn).hostname}")
 
 
 def _last_secret(engine: Engine | None, settings: Settings) -> str:
@@ -323,6 +357,8 @@ def _doorbell(redis: Redis) -> Check:
 def _work(verdict: Verdict) -> Iterator[Check]:
     """Yield a row for each condition that holds, and for each process and event that shows that work is done."""
     health, holds = verdict.health, {each.name for each in verdict.conditions}
+    if health.redis is None:
+        yield _ok("redis keys", "no other database uses them")
     for lane in health.lanes:
         if lane.workers:
             yield _ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
@@ -346,7 +382,7 @@ def _last_webhook(health: Health) -> Check:
     """Return when the last webhook came, unless webhooks have stopped, which is a condition."""
     name, at = "last webhook", health.last_webhook_at
     if not health.webhooks_expected:
-        return _ok(name, "none is expected, because no secret is set")
+        return _ok(name, "none is expected: no secret is set, and web has not run")
     if at is None:
         return _warning(name, "none yet", "change something in WorkOS, then run doctor again")
     return _ok(name, f"{at:%Y-%m-%d %H:%M:%S} UTC")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 from redis import Redis
@@ -56,7 +57,7 @@ from models.tables import (
 )
 from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
-from worker.bootstrap import lanes_of
+from worker.bootstrap import CLAIM_REMEDY, CLAIMED, database_id, is_claimed_by_another, lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.inbox.verified_secrets import any_verified
@@ -73,7 +74,7 @@ from worker.queue.doorbell import LANES, queue_name
 from worker.queue.heartbeat import worker_states
 from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
 from worker.repair.catch_up import count_missed_webhooks
-from worker.repair.schedule import CLOCK_TICK
+from worker.repair.schedule import CLOCK_TICK, WEB_TICK
 from worker.runs import RUNS
 from worker.settings import Settings
 
@@ -86,8 +87,11 @@ MANY_READS = 5
 """A confirmed read is reported after this many failures, which take about three minutes."""
 EXPIRY_DAYS = 30
 """A SAML certificate is reported for this number of days before it expires."""
-WEBHOOKS_END = timedelta(days=1)
-"""Without a secret, webhooks count as switched off after this time without one."""
+WEBHOOKS_END = 7 * 86_400.0
+"""Seconds without a webhook and without `web` after which webhooks count as switched off, unless a secret is set here.
+
+`web` does not start without a secret, and records that it runs. So a process without the secret knows of it.
+"""
 MIN_MISSED = 3
 """Webhooks count as stopped once the events API has returned this number of events that came without one."""
 
@@ -104,11 +108,11 @@ class Lane:
 
 
 class RedisTrouble(NamedTuple):
-    """Why Redis cannot wake workers: what it does, the remedy, and whether it is a replica."""
+    """Why Redis cannot wake our workers: what is wrong, the remedy, and the name of the condition."""
 
     saw: str
     remedy: str
-    is_replica: bool
+    condition: str
 
 
 class Hook(NamedTuple):
@@ -183,7 +187,7 @@ class Health:
     gaps: int
     late: int
     webhooks_expected: bool
-    """Whether events should come by webhook: see `_webhooks_expected`. If not, none is missed."""
+    """Whether events should come by webhook (`WEBHOOKS_END`). If not, the events API brings all, and none is missed."""
     silent_seconds: float | None
     """Time since the last webhook, if webhooks have stopped: see `_silent_seconds`. None otherwise."""
     missed: int
@@ -230,7 +234,8 @@ class Health:
     """Names of hooks that are no longer called."""
     notify_failures: list[NotifyFailure]
     repairs: bool
-    """Whether WORKOS_API_KEY and WORKOS_CLIENT_ID are set."""
+    """Whether the WorkOS API can be called, or ever was: WORKOS_API_KEY and WORKOS_CLIENT_ID are set here, or another
+    process has bound the database to a WorkOS environment with them."""
     resync: Resync | None
     resync_late_seconds: float
     """The last successful full resync is late if it is older than this."""
@@ -241,7 +246,7 @@ class Health:
     clock_age_seconds: float | None
     lanes: list[Lane]
     redis: RedisTrouble | None
-    """None: Redis is available and writable."""
+    """None: Redis is available and writable, and no other database uses it."""
 
 
 def complete_to(engine: Engine) -> datetime | None:
@@ -265,7 +270,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """
     inbox = backlog(engine)
     gap_count, late_count = count_missed_webhooks(engine, settings.gap_seconds)
-    lanes, trouble = _lanes(redis, lanes_of(settings))
+    lanes, trouble = _lanes(redis, database_id(engine), lanes_of(settings))
     hooks = hook_status(engine, settings.http_hooks)
     resync = _last_resync(engine)
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
@@ -275,8 +280,11 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
         withheld: JsonObject = mirror.withheld_role_map or {}
         tail = tx.execute(select(Tail.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
-        expected = _webhooks_expected(settings, now, last_webhook)
-        missed = _missed(tx, last_webhook) if expected and settings.repairs else []
+        webhook_age = (now - last_webhook).total_seconds() if last_webhook else None
+        repairs = settings.repairs or mirror.client_id is not None
+        last_signs = [age for age in (webhook_age, _seconds_since_tick(tx, now, WEB_TICK)) if age is not None]
+        expected = bool(settings.workos_webhook_secrets) or not repairs or min(last_signs, default=inf) < WEBHOOKS_END
+        missed = _missed(tx, last_webhook) if expected and repairs else []
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
         counted_at = _seconds_since_tick(tx, now, COUNTS_TICK)
         unread = tx.execute(_unread()).all()
@@ -300,7 +308,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             missed=len(missed),
             recent_gaps=_recent_gaps(tx, settings.gap_seconds) if expected else 0,
             last_webhook_at=last_webhook,
-            webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
+            webhook_age_seconds=webhook_age,
             refused=None if trouble else _refused(redis),
             secret_verified=any_verified(tx, secrets),
             unmapped_roles=_unmapped(tx, mirror.role_map | withheld.get("role_map", {})),
@@ -321,7 +329,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             hooks=[_hook(tx, now, row) for row in hooks],
             python_hooks=settings.python_hooks,
             notify_failures=_notify_failures(tx, settings),
-            repairs=settings.repairs,
+            repairs=repairs,
             resync=resync,
             resync_late_seconds=LATE_RESYNC * settings.resync_seconds,
             resync_done_seconds=_seconds_since_resync(tx, now),
@@ -343,15 +351,18 @@ def _notify_failures(tx: Connection, settings: Settings) -> list[NotifyFailure]:
     ]
 
 
-def _lanes(redis: Redis, names: Sequence[str]) -> tuple[list[Lane], RedisTrouble | None]:
-    """Return the lanes, and why Redis cannot wake workers: it is unavailable or refuses writes."""
+def _lanes(redis: Redis, id: str, names: Sequence[str]) -> tuple[list[Lane], RedisTrouble | None]:
+    """Return the lanes, and why Redis cannot wake workers: it is unavailable, refuses writes, or is not ours."""
+    unknown = [Lane(name, None, None) for name in names]
     try:
         require_writable(redis)
+        if is_claimed_by_another(id, redis):
+            return unknown, RedisTrouble(CLAIMED, CLAIM_REMEDY, "redis_claimed")  # jobs and workers are the other's
         others = (replace(_lane(redis, name), needed=False) for name in LANES if name not in names)
         return [*(_lane(redis, name) for name in names), *(lane for lane in others if lane.queued)], None
     except RedisError as error:
-        unknown = [Lane(name, None, None) for name in names]
-        return unknown, RedisTrouble(*what_is_wrong(error), isinstance(error, NotPrimaryError))
+        name = "redis_replica" if isinstance(error, NotPrimaryError) else "redis_away"
+        return unknown, RedisTrouble(*what_is_wrong(error), name)
 
 
 def _lane(redis: Redis, name: str) -> Lane:
@@ -400,16 +411,6 @@ def _hook(tx: Connection, now: datetime, row: Record) -> Hook:
         waiting_seconds=max(0.0, (now - oldest).total_seconds()),
         attempts=attempts or 0,
     )
-
-
-def _webhooks_expected(settings: Settings, now: datetime, last_webhook: datetime | None) -> bool:
-    """Return whether events should come by webhook; if not, the events API brings them all.
-
-    `web` does not start without a secret. A webhook of the last day shows that it has one, even if this process does
-    not.
-    """
-    recent = last_webhook is not None and now - last_webhook < WEBHOOKS_END
-    return bool(settings.workos_webhook_secrets) or not settings.repairs or recent
 
 
 def _missed(tx: Connection, last_webhook: datetime | None) -> list[datetime]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from worker.sandbox.delivery import Deliveries, Endpoint
+from worker.sandbox.delivery import Deliveries, Endpoint, checked_url
 from worker.sandbox.paging import events_page, page
 from worker.sandbox.state import JSON, WorldError, invalid, not_found
 from worker.sandbox.world import World
@@ -332,14 +332,21 @@ def _list_endpoints(environment: Environment, call: Call) -> Reply:
     return 200, page(list(endpoints), lambda endpoint_id: endpoints[endpoint_id].as_json(with_secret=False), call.query)
 
 
+def _url(given: object) -> str:
+    try:
+        return checked_url(str(given))
+    except ValueError as error:
+        raise invalid(str(error), "endpoint_url_invalid", "endpoint_url") from error
+
+
 def _create_endpoint(environment: Environment, call: Call) -> Reply:
-    made = environment.deliveries.add_endpoint(call.required("endpoint_url"), events=call.body.get("events"))
+    made = environment.deliveries.add_endpoint(_url(call.required("endpoint_url")), events=call.body.get("events"))
     return 201, made.as_json(with_secret=True)
 
 
 def _update_endpoint(environment: Environment, call: Call) -> Reply:
     found = _endpoint(environment, call)
-    found.url = call.body.get("endpoint_url", found.url)
+    found.url = _url(call.body.get("endpoint_url", found.url))
     found.events = call.body.get("events", found.events)
     found.enabled = call.body.get("status", "enabled" if found.enabled else "disabled") == "enabled"
     found.updated_at = environment.world.stamp()

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from aiohttp import web
@@ -129,6 +130,13 @@ def add_routes(app: web.Application, sandbox: Service) -> None:
     }
     for (method, path), function in served.items():
         app.router.add_route(method, f"/sandbox/{path}", _for_programs(_serve(validate_call(function))))
+    listed = ", ".join(f"{method} /sandbox/{path}" for method, path in sorted(served, key=itemgetter(1)))
+
+    async def refuse_unknown(request: web.Request) -> web.StreamResponse:
+        return _refuse(404, f"there is no {request.method} {request.path}; there are {listed}")
+
+    for path in ("/sandbox", "/sandbox/{rest:.*}"):
+        app.router.add_route("*", path, _for_programs(refuse_unknown))
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -30,6 +31,17 @@ def sign(body: bytes, secret: str, milliseconds: int) -> str:
 def encode(event: JSON) -> bytes:
     """Return the raw body of an event: compact JSON."""
     return json.dumps(event, separators=(",", ":")).encode()
+
+
+def checked_url(url: str) -> str:
+    """The URL of an endpoint; ValueError if webhooks cannot be sent there."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    except ValueError:  # such as a port that is no number
+        pass
+    raise ValueError(f"{url} is no URL: write for example http://localhost:8000/webhooks/workos")
 
 
 @dataclass
@@ -123,7 +135,12 @@ class Deliveries:
     # Public methods
 
     def add_endpoint(self, url: str, secret: str | None = None, events: list[str] | None = None) -> Endpoint:
-        """Send new events to `url` from now on. Without a `secret`, a random one is used."""
+        """Send new events to `url` from now on. Without a `secret`, a random one is used.
+
+        Raises:
+            ValueError: `url` is not a URL.
+        """
+        checked_url(url)
         at = self.world.stamp()
         made = secret or f"whsec_{self._random.getrandbits(128):032x}"
         endpoint = Endpoint(self.world.new_id("we"), url, made, events, True, at, at)
