@@ -99,7 +99,7 @@ class Run(Base):
     workos_from: Mapped[datetime | None]
     """For a resync: when its first listing was read, by WorkOS's clock."""
 
-    __table_args__ = (Index("ix_runs_created_at", "created_at"),)
+    __table_args__ = (Index("ix_runs_created_at", "created_at"), Index("ix_runs_finished_at", "finished_at"))
 
 
 class Tick(Base):
