@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psutil
@@ -83,16 +83,16 @@ def test_a_command_that_ended_is_not_alive_at_once(
 
 def test_a_command_that_stops_slowly_is_alive_until_it_ends_unless_it_is_frozen(tmp_path: Path) -> None:
     slow, frozen = tmp_path / "slow.alive", tmp_path / "frozen.alive"
-    with piece("slow_to_stop", slow) as stops, piece("slow_to_stop", frozen) as hangs:
+    with piece("slow_to_stop", slow) as stops, piece("slow_to_stop", frozen) as hangs, ExitStack() as at_end:
         pids = [int(each.stdout.readline()) for each in (stops, hangs) if each.stdout is not None]
         for supervisor in (stops, hangs):
             supervisor.terminate()
         psutil.Process(pids[1]).send_signal(signal.SIGSTOP)
+        at_end.callback(psutil.Process(pids[1]).kill)
         found: list[int] = []
         while stops.poll() is None or not found:
             assert stops.poll() is not None or silent_processes(slow) == []
             found = [pid for pid, _ in silent_processes(frozen) or []]
             assert hangs.poll() is None
             time.sleep(0.5)
-        psutil.Process(pids[1]).kill()
         assert (stops.returncode, found) == (0, pids[1:])
