@@ -31,6 +31,7 @@ from tests.support.conditions import (
     notify_failed,
     on,
     queued,
+    redis_claimed,
     resync_failed,
     resync_late,
     role_map_withheld,
@@ -133,6 +134,7 @@ def no_worker(services: Services, _endpoint: FlaskClient) -> None:
 
 FAULTS: dict[str, Fault] = {
     "NoWorker": no_worker,
+    "RedisClaimed": redis_claimed,
     "NoClock": clock_stopped,
     "QueuedWithoutWorker": queued,
     "Overdue": overdue,

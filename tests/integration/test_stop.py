@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,9 +15,24 @@ from models.tables import Batch, Event, Tick
 from tests.support import rows, statuses
 from tests.support.inbox import count, held_in_mid_batch, let_time_pass, pending
 from tests.support.processes import Commands, Valkey, alive, eventually
+from tests.support.stack.machine import ROOT
 from tests.support.stories import new_users, store, written_once
 
 pytestmark = pytest.mark.long
+
+STOPPED_WHILE_IT_BEGINS_TO_WAIT = """
+import signal
+from worker.cli.shared import until_stopped
+
+with until_stopped() as stop:
+    with stop._cond:  # as `wait` does, before it waits
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.wait(10)
+"""
+
+
+def test_a_signal_that_arrives_when_a_command_begins_to_wait_ends_it() -> None:
+    subprocess.run([sys.executable, "-c", STOPPED_WHILE_IT_BEGINS_TO_WAIT], cwd=ROOT, check=True, timeout=30)
 
 
 def test_a_worker_stopped_in_mid_drain_ends_soon_and_the_next_one_continues(

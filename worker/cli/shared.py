@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # so that an annotation imports nothing
 
+import _thread
 import getpass
 import os
 import signal
@@ -64,7 +65,9 @@ def until_stopped() -> Iterator[threading.Event]:
     stop = threading.Event()
     hangup = [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # ignored under nohup
     for number in (signal.SIGTERM, signal.SIGINT, *hangup):
-        signal.signal(number, lambda *_: stop.set())
+        # In a thread: the one that a signal interrupts may hold the event's lock, and would wait for itself. Starting
+        # a `threading.Thread` takes locks too.
+        signal.signal(number, lambda *_: _thread.start_new_thread(stop.set, ()))
     yield stop
 
 

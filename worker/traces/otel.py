@@ -118,13 +118,13 @@ class Tracing:
             "service.version": version("workos-sync"),
             "process.pid": os.getpid(),
         }
-        exporter = _Exporter(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces"))
+        self._exporter = _Exporter(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces"))
         self._provider = TracerProvider(
             sampler=ParentBased(_NewTraces(share)),
             resource=Resource.create(about).merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         # It logs what the collector answers, at any rate. `_Exporter` logs instead.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._share = share
@@ -137,10 +137,12 @@ class Tracing:
             instrumentor.instrument(skip_dep_check=True, **self._given)  # our tests check that it works
 
     def close(self) -> None:
-        """Send what is queued, for at most `FLUSH_SECONDS`. The SDK alone would wait 30 seconds."""
+        """Send what is queued, for at most `FLUSH_SECONDS`. The SDK alone would wait 30 seconds, and try again."""
         ending = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
         ending.start()
         ending.join(FLUSH_SECONDS)
+        if ending.is_alive():
+            self._exporter.shutdown()
 
     def watch_requests(self, app: Any) -> None:
         """Trace a share of the requests of a Flask application.
