@@ -282,9 +282,7 @@ def test_a_collector_that_refuses_delays_nothing(
     traces.stop()
     assert time.monotonic() - began < 3
     assert len([line for line in logs if line["event"] == "traces_not_sent"]) <= 1
-    eventually(
-        lambda: not [each for each in threading.enumerate() if each.name == "traces-end"], 3
-    )
+    eventually(lambda: not [each for each in threading.enumerate() if each.name == "traces-end"], 3)
 
 
 @pytest.mark.alone
