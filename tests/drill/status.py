@@ -85,7 +85,7 @@ UNTRUSTWORTHY = ("redis", "clock", "failed_events", "overdue", "backfilling", "b
 NO_WORKER = re.compile(r"no worker is running(?: on (?P<lanes>[\w, ]+))?:|.* in the lane (?P<lane>\w+), which has no ")
 UNCHECKED = re.compile(
     r"\d+ (memberships? ha|domains? (is|are) verified|events? of the last hour)"
-    r"|\d+ deliver(y was|ies were) refused for the signature|resync \w+ found \d+ differences|the hook \w+ is "
+    r"|\d+ deliver(y was|ies were) refused because of the signature|resync \w+ found \d+ differences|the hook \w+ is "
     r"|the newest events are read every |ROLE_MAP would make |\d+ SAML certificates? "
 )
 """Conditions that the sandbox and the slow hook cause all the time; nothing here measures them."""

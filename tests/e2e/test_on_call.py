@@ -37,7 +37,7 @@ DELETED = WORKSPACES
 PROBLEMS = (
     "No worker is running",
     "1 event failed",
-    "3 deliveries were refused for the signature since the last valid one (3 wrong)",
+    "3 deliveries were refused because of the signature since the last valid one (3 wrong)",
     f"withholds {DELETED} deletions",
     "1 delivery to the hook crm failed",
 )

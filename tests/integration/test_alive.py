@@ -57,8 +57,8 @@ def test_alive_knows_the_dead_and_the_frozen_and_nothing_else(
     [lane, *_] = eventually(lambda: list(filter(alive, worker.lanes())), 60)
     for frozen in (lane, psutil.Process(clock.process.pid)):
         frozen.send_signal(signal.SIGSTOP)
-    eventually(lambda: f"worker has not run: process {lane.pid} for 2" in says_dead("worker"), 30)
-    eventually(lambda: "clock has not run: process " in says_dead("clock"), 10)
+    eventually(lambda: f"worker is dead or frozen: process {lane.pid} for 2" in says_dead("worker"), 30)
+    eventually(lambda: "clock is dead or frozen: process " in says_dead("clock"), 10)
     for frozen in (lane, psutil.Process(clock.process.pid)):
         frozen.send_signal(signal.SIGCONT)
     eventually(lambda: not says_dead("worker") and not says_dead("clock"), 5)

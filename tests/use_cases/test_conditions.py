@@ -250,7 +250,7 @@ def test_a_wrong_secret_is_a_problem_at_once_and_ends_with_a_valid_delivery(endp
     refuse(endpoint, 141)
     assert active_conditions(endpoint) == {"signatures_refused": "problem"}
     (problem,) = report("status", exit_code=1)["problems"]
-    assert "141 deliveries were refused for the signature since the last valid one" in problem
+    assert "141 deliveries were refused because of the signature since the last valid one" in problem
     assert "WORKOS_WEBHOOK_SECRETS" in problem
     assert "Mirror is not trustworthy" in endpoint.get("/ops/").get_data(as_text=True)
     accept(endpoint, made("organization.created"))
@@ -338,7 +338,7 @@ def test_deliveries_refused_by_address_are_seen(redis_url: str, monkeypatch: Any
     assert post(client, made("user.created")).status_code == 403
     restricted.close()
     (problem,) = report("status", exit_code=1)["problems"]
-    assert "1 delivery was refused for the sender's address" in problem and "WEBHOOK_ALLOWED_IPS" in problem
+    assert "1 delivery was refused because of the sender's address" in problem and "WEBHOOK_ALLOWED_IPS" in problem
 
 
 # Redis

@@ -28,5 +28,5 @@ def alive(command: str, as_json: bool) -> None:
         raise OperatorError(f"{command} is not running in this directory")
     if silent:
         found = ", ".join(f"process {pid} for {seconds:.0f} s" for pid, seconds in silent)
-        raise OperatorError(f"{command} has not run: {found}; restart it")
+        raise OperatorError(f"{command} is dead or frozen: {found}; restart it")
     output.result(f"{command} is alive", {"alive": True}, as_json=as_json)

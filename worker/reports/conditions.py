@@ -527,7 +527,7 @@ CONDITIONS = (
         name="signatures_refused",
         measured="Deliveries with a wrong or missing signature since the last valid delivery.",
         measure=lambda health: _refused(health, "mismatch", "missing"),
-        sentence="{number} refused for the signature since the last valid one ({by_reason})",
+        sentence="{number} refused because of the signature since the last valid one ({by_reason})",
         remedy=(
             "set WORKOS_WEBHOOK_SECRETS to the endpoint's secret and restart web; "
             "if it is right, somebody else sends them"
@@ -539,9 +539,9 @@ CONDITIONS = (
     ),
     Condition(
         name="time_refused",
-        measured="Correctly signed deliveries refused for their time since the last valid delivery.",
+        measured="Correctly signed deliveries refused because of their time since the last valid delivery.",
         measure=lambda health: _refused(health, "time"),
-        sentence="{number} refused for the time of the signature since the last valid one",
+        sentence="{number} refused because of the time in the signature since the last valid one",
         remedy="check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
         after=timedelta(seconds=30),
         section="Deliveries are refused because of their time",
@@ -552,7 +552,7 @@ CONDITIONS = (
         name="address_refused",
         measured="Deliveries refused by address since the last valid delivery.",
         measure=lambda health: _refused(health, "address"),
-        sentence="since the last valid delivery, {number} refused for the sender's address",
+        sentence="since the last valid delivery, {number} refused because of the sender's address",
         remedy="compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
         after=timedelta(seconds=30),
         section="Deliveries are refused because of their address",
@@ -620,7 +620,7 @@ CONDITIONS = (
         after=timedelta(minutes=5),
         section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
-        page_remedy="retry or dismiss them",
+        page_remedy="retry or discard them",
         concerns_mirror=False,
     ),
     Condition(
@@ -699,7 +699,7 @@ CONDITIONS = (
         ),
         sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
         notice="sessions of {number} without access may not have ended; the oldest has waited for {waited}",
-        remedy="start workos-sync worker, or see whether WorkOS answers it; workos-sync explain shows each person",
+        remedy="start workos-sync worker, or check whether WorkOS answers it; workos-sync explain shows each person",
         after=timedelta(minutes=1),
         section="Sessions are not revoked",
         needs=(SESSIONS,),
