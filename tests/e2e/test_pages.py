@@ -271,7 +271,9 @@ def test_the_overview_is_green_amber_or_red_as_status_is(
         assert deliver(web[1], b"{}", signature=sign(b"{}", "wrong-secret-0123456789abcdef")) == 401
     expect(heading).to_have_text("Mirror is trustworthy, with warnings", timeout=TIMEOUT_MS)
     expect(page.locator(".verdict.warn")).to_be_visible()
-    expect(page.get_by_text("7 deliveries were refused because of the signature since the last valid one")).to_be_visible()
+    expect(
+        page.get_by_text("7 deliveries were refused because of the signature since the last valid one")
+    ).to_be_visible()
     pictures(page, "amber")
     broken = {"id": "event_broken", "event": "user.updated", "created_at": "2026-03-01T12:00:00.000Z", "data": None}
     send(site, broken)
