@@ -34,9 +34,9 @@ outage: $(VENV)/installed  ## Let the events API fail and webhooks be lost for t
 two-hosts: $(VENV)/installed  ## Let two hosts share the work, and cut one off for a while (2 minutes; needs root)
 	@$(BIN)/python -W ignore -m tests.benchmarks.two_hosts
 
-# Many tests wait for processes: two workers more than there are cores.
-PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \
-  --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 2 ))
+# Many tests wait for processes: three workers more than there are cores.
+PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=5 \
+  --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 3 ))
 
 test: $(VENV)/installed  ## Run the tests but the long ones (under 2½ minutes; SQLite, PostgreSQL and Valkey come with it)
 	$(PYTEST) -m "not long" --one-database $(ARGS)
