@@ -3,6 +3,7 @@
 The facts are measured without the product: by its processes, its Redis and queries of our own.
 """
 
+import itertools
 import json
 import re
 import threading
@@ -83,6 +84,8 @@ REPORTED = {
 UNTRUSTWORTHY = ("redis", "clock", "failed_events", "overdue", "backfilling", "bound_missed", "withheld_deletions")
 """If one of them is so, or there is no worker, the mirror cannot be trusted."""
 NO_WORKER = re.compile(r"no worker is running(?: on (?P<lanes>[\w, ]+))?:|.* in the lane (?P<lane>\w+), which has no ")
+WITH_EFFECTS = re.compile(r"(?P<cause>.*?) \(therefore (?P<effects>.*)\)(?P<remedy>: .*)")
+"""A cause, the sentences of the conditions that follow from it, and the remedy."""
 UNCHECKED = re.compile(
     r"\d+ (memberships? ha|domains? (is|are) verified|events? of the last hour)"
     r"|\d+ deliver(y was|ies were) refused because of the signature|resync \w+ found \d+ differences|the hook \w+ is "
@@ -236,7 +239,7 @@ def ask_command(stack: Stack) -> Answer:
 def reported(answer: Answer, lanes: tuple[str, ...] = LANES) -> set[str]:
     """Return the names of the facts that an answer reports; a text that belongs to none is a name itself."""
     found = {UNTRUSTED} if answer.trusted is False else set()
-    for text in answer.texts:
+    for text in itertools.chain.from_iterable(map(_single, answer.texts)):
         if without := NO_WORKER.match(text):
             named = without["lane"] or without["lanes"]
             found |= {NO_WORKER_ON + lane for lane in (named.split(", ") if named else lanes)}
@@ -244,6 +247,12 @@ def reported(answer: Answer, lanes: tuple[str, ...] = LANES) -> set[str]:
             names = [name for name, pattern in REPORTED.items() if re.match(pattern, text)]
             found.add(names[0] if names else re.sub(r"\d+", "N", text))
     return found
+
+
+def _single(text: str) -> list[str]:
+    """Return a text without its effects, and each of them."""
+    whole = WITH_EFFECTS.fullmatch(text)
+    return [whole["cause"] + whole["remedy"], *whole["effects"].split("; ")] if whole else [text]
 
 
 @dataclass
