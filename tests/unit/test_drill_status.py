@@ -28,7 +28,7 @@ def record(*answers: tuple[Answer, Facts], seconds: float = 10.0) -> list[str]:
         ("no worker is running: start workos-sync worker", {"no worker on drain", "no worker on repair"}),
         ("no worker is running on repair: start workos-sync worker", {"no worker on repair"}),
         (
-            "no worker is running on repair (therefore the mirror is 61 s old (503); the oldest pending event waits): start",
+            "no worker is running on repair (therefore the mirror is 61 s old; the oldest pending event waits): start",
             {"no worker on repair", "bound_missed", "overdue"},
         ),
         ("3 jobs wait in the lane repair, which has no worker: start", {"no worker on repair"}),
