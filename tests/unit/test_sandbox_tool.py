@@ -235,8 +235,9 @@ def test_it_says_on_a_terminal_what_it_is_and_what_to_do_next(seed: Path) -> Non
     assert "  Contains: 1 organization, 2 users, 2 memberships\n" in text
     assert "  Webhooks: http://localhost:8000/webhooks/workos\n" in text
     assert max(map(len, text.splitlines())) <= 80
-    told = " ".join(text.split())
-    assert "run workos-sync migrate, then workos-sync web, worker and clock WORKOS_" in told
-    assert "it forgets all objects" in told and "same key, client id and secrets, and new ids" in told
+    printed_words = " ".join(text.split())
+    assert "run workos-sync migrate, then workos-sync web, worker and clock WORKOS_" in printed_words
+    assert "When it stops, it loses all objects" in printed_words
+    assert "same key, client id and secrets, and new ids" in printed_words
     settings = f"  WORKOS_BASE_URL={url[1]}\n  WORKOS_API_KEY=sk_test_sandbox\n  WORKOS_CLIENT_ID=client_sandbox\n"
     assert settings + "  WORKOS_WEBHOOK_SECRETS=a-secret-for-local-use\n" in text

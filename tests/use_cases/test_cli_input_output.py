@@ -186,25 +186,25 @@ def test_numbers_out_of_range_are_usage_errors(surroundings: str) -> None:
         assert "9" * 9 in run(*arguments, exit_code=2).stderr
 
 
-@pytest.mark.parametrize("command", ["worker", "web", "clock"])
-def test_an_unusable_dsn_ends_the_command_and_not_each_of_its_processes(
-    surroundings: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", KEY)
-    monkeypatch.setenv("SENTRY_DSN", "https://key@sentry.example/not-a-number")
-    line = run(command, exit_code=2).stderr.splitlines()[-1]
-    assert line.startswith("workos-sync: SENTRY_DSN is not a DSN"), line
+UNUSABLE: dict[str, tuple[dict[str, str], str]] = {
+    "error reports": ({"SENTRY_DSN": "https://key@sentry.example/not-a-number"}, "SENTRY_DSN is not a DSN"),
+    "traces": (
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_BSP_MAX_QUEUE_SIZE": "1"},  # less than a batch
+        "a variable OTEL_EXPORTER_OTLP_... or OTEL_BSP_... is invalid",
+    ),
+}
 
 
+@pytest.mark.parametrize("what", UNUSABLE)
 @pytest.mark.parametrize("command", ["worker", "web", "clock"])
-def test_unusable_settings_of_traces_end_the_command_and_not_each_of_its_processes(
-    surroundings: str, command: str, monkeypatch: pytest.MonkeyPatch
+def test_unusable_settings_of_reports_end_the_command_and_not_each_of_its_processes(
+    surroundings: str, command: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", KEY)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")  # less than a batch
+    settings, message = UNUSABLE[what]
+    for name, value in {"WORKOS_WEBHOOK_SECRETS": KEY, **settings}.items():
+        monkeypatch.setenv(name, value)
     line = run(command, exit_code=2).stderr.splitlines()[-1]
-    assert line.startswith("workos-sync: a variable OTEL_EXPORTER_OTLP_... or OTEL_BSP_... is invalid"), line
+    assert line.startswith(f"workos-sync: {message}"), line
 
 
 def test_embedded_server_without_a_usable_folder_is_one_line(

@@ -89,7 +89,7 @@ def _announced(made: "Sandbox", endpoints: list["Endpoint"]) -> Iterator[str]:
     yield f"Next: put these settings into .env, run workos-sync migrate, then workos-sync {processes}"
     yield from (f"  {name}={value}" for name, value in _settings(made, endpoints).items())
     yield (
-        "When it stops, it forgets all objects, events and endpoints. Started again, it has the same key, client id "
+        "When it stops, it loses all objects, events and endpoints. Started again, it has the same key, client id "
         "and secrets, and new ids: empty the mirror then (delete .workos-sync/)."
     )
     yield "Ctrl-C stops it."

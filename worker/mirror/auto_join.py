@@ -3,7 +3,7 @@
 The views in `models.views` decide: `auto_join_domains` by which domain people join, `auto_join_blocks` who is kept out.
 To record in `changes` why a domain does not auto-join, this module repeats the part of `auto_join_domains` about
 verification and rival workspaces. tests/use_cases/test_access_rules.py compares both. In mode `provision` it also
-records the people for whom `worker.provisioning` must create a membership.
+adds a row to `joins` for each person who needs a membership; `worker.provisioning` creates it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

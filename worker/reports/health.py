@@ -124,7 +124,7 @@ class Hook(NamedTuple):
     missed: str | None
     """Why changes were skipped, if any ever were."""
     behind: int
-    """Changes that were not delivered yet."""
+    """Changes that were not delivered yet; of those after the hook's cursor, up to 10,000 are counted."""
     waiting_seconds: float
     """Age of the oldest change that was not delivered yet and has not failed; 0 if there is none."""
     attempts: int
