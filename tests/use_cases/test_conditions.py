@@ -236,6 +236,11 @@ def test_all_reports_agree_on_a_condition(name: str, working: FlaskClient, servi
     assert working.get("/readyz").get_json()["warnings"] == [name]
 
 
+def test_a_semicolon_separates_conditions_only() -> None:
+    """In the sentence of the condition that explains them."""
+    assert [each.name for each in CONDITIONS if ";" in each.sentence + each.notice] == []
+
+
 def test_conditions_link_to_pages_that_exist(working: FlaskClient) -> None:
     adapter = working.application.url_map.bind("localhost")
     for condition in CONDITIONS:

@@ -83,7 +83,7 @@ class Condition:
         concerns_mirror: whether the mirror may be wrong or out of date while the condition holds as a problem.
         measured: what is measured, and the threshold.
         measure: yields once for each occurrence.
-        sentence: what is wrong, with the measured values.
+        sentence: what is wrong, with the measured values. It has no semicolon, which separates the effects of a cause.
         notice: the sentence for notifications, which leave the installation, if `sentence` contains an error message,
             an address of a server, or anything about a person. It may use only the values in `PUBLIC_VALUES`.
         subject: the name of a value that distinguishes occurrences for notifications, such as `hook`; empty if a
@@ -655,7 +655,7 @@ CONDITIONS = (
         severity=Severity.WARNING,
         measured=f"A change has waited for a hook for more than {OVERDUE_SECONDS} s, or more than {HOOK_BEHIND} wait.",
         measure=_hook_lagging,
-        sentence="the hook {hook} is {behind} behind; the oldest has waited for {waited}{tried}",
+        sentence="the hook {hook} is {behind} behind, and the oldest has waited for {waited}{tried}",
         subject="hook",
         remedy="run workos-sync hooks list; does the receiver answer?",
         after=timedelta(minutes=10),
@@ -697,8 +697,8 @@ CONDITIONS = (
             waited=duration(health.revocation_waiting_seconds),
             why=f" ({health.revocation_error})" if health.revocation_error else "",
         ),
-        sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
-        notice="sessions of {number} without access may not have ended; the oldest has waited for {waited}",
+        sentence="sessions of {number} without access may not have ended, and the oldest has waited for {waited}{why}",
+        notice="sessions of {number} without access may not have ended, and the oldest has waited for {waited}",
         remedy="start workos-sync worker, or check whether WorkOS answers it; workos-sync explain shows each person",
         after=timedelta(minutes=1),
         section="Sessions are not revoked",
@@ -765,7 +765,7 @@ CONDITIONS = (
         severity=Severity.WARNING,
         measured="A new ROLE_MAP would promote too many members, and waits for approval.",
         measure=_role_map_withheld,
-        sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
+        sentence="ROLE_MAP would make {promotions} of {members} members admins, but promotes nobody until approved",
         remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
         after=timedelta(minutes=1),
         section="A role map waits for approval",
