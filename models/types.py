@@ -125,8 +125,8 @@ class recorded_time(GenericFunction[datetime]):  # noqa: N801 - a SQL function, 
     inherit_cache = True
 
 
-class ascii_lower(GenericFunction[str]):  # noqa: N801 - a SQL function, named as SQL functions are
-    """A text with its ASCII letters in lower case. PostgreSQL takes half as long as for `lower`."""
+class any_case(GenericFunction[str]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """A text to compare by LIKE with a pattern of lower-case ASCII letters, which matches letters of both cases."""
 
     type = Text()
     inherit_cache = True
@@ -184,14 +184,15 @@ def _sqlite_now(element: db_now | db_clock, compiler: SQLCompiler, **kw: object)
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
 
 
-@compiles(ascii_lower, "postgresql")
-def _postgresql_ascii_lower(element: ascii_lower, compiler: SQLCompiler, **kw: object) -> str:
+@compiles(any_case, "postgresql")
+def _postgresql_any_case(element: any_case, compiler: SQLCompiler, **kw: object) -> str:
+    # Half as long as by the database's own collation.
     return f'lower({compiler.process(element.clauses, **kw)} COLLATE "C")'
 
 
-@compiles(ascii_lower, "sqlite")
-def _sqlite_ascii_lower(element: ascii_lower, compiler: SQLCompiler, **kw: object) -> str:
-    return f"lower({compiler.process(element.clauses, **kw)})"
+@compiles(any_case, "sqlite")
+def _sqlite_any_case(element: any_case, compiler: SQLCompiler, **kw: object) -> str:
+    return f"({compiler.process(element.clauses, **kw)})"  # LIKE ignores the case of ASCII letters
 
 
 @compiles(minute_of, "postgresql")

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, false, func, or_
 
 from models.addresses import normalize_domain
-from models.types import ascii_lower
+from models.types import any_case
 from worker.kinds.invitation import Invitation
 from worker.kinds.user import User
 
@@ -41,7 +41,7 @@ def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]
     """Return the condition that a column contains a text in any case."""
     # Not ILIKE, for which PostgreSQL converts the text again for each row.
     if text.isascii():
-        return ascii_lower(column).like(_pattern(text.lower()), escape=ESCAPE)
+        return any_case(column).like(_pattern(text.lower()), escape=ESCAPE)
     # SQLite ignores the case of ASCII letters only.
     spelled = {text, text.lower(), text.upper(), text.title()}
     return or_(*(func.lower(column).like(func.lower(_pattern(each)), escape=ESCAPE) for each in spelled))
