@@ -169,19 +169,20 @@ def claim_redis(engine: Engine, redis: Redis) -> None:
     id = database_id(engine)
     with suppress(RedisError):
         redis.set(CLAIM, id, nx=True, ex=CLAIM_SECONDS)
-        if is_claimed_by_another(id, redis):
+        if claimed_by(redis) not in (None, id):
             wait = f"(after replacing a database, wait {CLAIM_SECONDS} seconds)"
             raise ConfigurationError(f"REDIS_URL: {CLAIMED}; {CLAIM_REMEDY} {wait}")
         redis.expire(CLAIM, CLAIM_SECONDS)
 
 
-def is_claimed_by_another(database_id: str, redis: Redis) -> bool:
-    """Return whether another database has claimed our keys in Redis.
+def claimed_by(redis: Redis) -> str | None:
+    """Return the id of the database that has claimed our keys in Redis; None if none has.
 
     Raises:
         redis.exceptions.RedisError: Redis is unavailable.
     """
-    return cast("bytes | None", redis.get(CLAIM)) not in (None, database_id.encode())
+    id = cast("bytes | None", redis.get(CLAIM))
+    return None if id is None else id.decode(errors="replace")
 
 
 def database_id(engine: Engine) -> str:

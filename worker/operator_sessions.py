@@ -34,16 +34,20 @@ def sign_in(tx: Connection, who: str, address: str | None, entries: list[str] | 
 
 
 class SignedIn(NamedTuple):
-    """An operator who is signed in, the `entries` given to `sign_in`, and the database's time, in UTC."""
+    """An operator who is signed in."""
 
     who: str
     entries: list[str] | None
+    """Those given to `sign_in`."""
     at: datetime
+    """The database's time, in UTC."""
+    to_record: bool
+    """Whether activity was last recorded more than `SEEN_EVERY` ago."""
 
 
 def signed_in(engine: Engine, id: str) -> SignedIn | None:
     """Return the operator whose session has this id; None if there is none, or if it has ended."""
-    found = select(OperatorSession.who, OperatorSession.entries, db_now())
+    found = select(OperatorSession.who, OperatorSession.entries, db_now(), OperatorSession.seen_at < db_ago(SEEN_EVERY))
     own = found.where(OperatorSession.id_hash == _hash(id), ~_ended())
     with read_transaction(engine) as tx:
         row = tx.execute(own).one_or_none()
@@ -57,13 +61,11 @@ def current_time(engine: Engine) -> datetime:
 
 
 def record_activity(engine: Engine, id: str) -> None:
-    """Record that the operator is active now, unless that was recorded within the last minute."""
-    stale = (OperatorSession.id_hash == _hash(id), OperatorSession.seen_at < db_ago(SEEN_EVERY), ~_ended())
-    with read_transaction(engine) as tx:
-        if tx.execute(select(OperatorSession.id_hash).where(*stale)).one_or_none() is None:
-            return
+    """Record that the operator is active now."""
     with write_transaction(engine) as tx:
-        tx.execute(update(OperatorSession).where(*stale).values(seen_at=db_now()))
+        tx.execute(
+            update(OperatorSession).where(OperatorSession.id_hash == _hash(id), ~_ended()).values(seen_at=db_now())
+        )
 
 
 @transactional

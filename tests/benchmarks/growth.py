@@ -13,7 +13,7 @@ from tests.benchmarks.drain import RATE
 from tests.benchmarks.history import fill_inbox, settle
 from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import Bench
-from tests.support import JSON, made
+from tests.support import JSON, made, read
 from tests.support.stories import store
 from worker.inbox.drain import Drain, DrainLimits
 from worker.inbox.store import backlog
@@ -53,7 +53,7 @@ def _draining(bench: Bench, engine: Engine, mirror: int, inbox: int) -> Callable
         began = time.perf_counter()
         assert Drain(engine, DrainLimits(max_seconds=3600))()
         took = time.perf_counter() - began
-        assert backlog(engine).pending == 0
+        assert read(engine, backlog).pending == 0
         return {RATE: number / took}
 
     return run

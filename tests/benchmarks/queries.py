@@ -135,7 +135,7 @@ COMMANDS: Mapping[str, Callable[[Engine, int], object]] = {
     "members, workspace of many": lambda engine, _: listings.list_members(engine, "org_0"),
     "auto-join missing": lambda engine, _: auto_join_policy.missing_members(engine, 50),
     "auto-join joins": lambda engine, _: auto_join_policy.joins(engine),
-    "hooks list": lambda engine, _: operate.hook_status(engine),
+    "hooks list": lambda engine, _: operate.list_hooks(engine),
     "hooks failed": lambda engine, _: operate.deliveries(engine),
     "hooks failures": lambda engine, _: operate.failures(engine),
     "runs list": lambda engine, _: listings.list_runs(engine),

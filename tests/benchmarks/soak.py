@@ -26,6 +26,7 @@ from sqlalchemy import Engine, text
 from models.database import open_engine, read_transaction
 from tests.benchmarks.load import Sent, send
 from tests.benchmarks.steady import Steady, steady
+from tests.support import read
 from tests.support.stack.machine import short_folder
 from tests.support.stack.processes import StackError
 from tests.support.stack.stack import Stack
@@ -90,7 +91,7 @@ class Soak:
     def _drained(self) -> float:
         """Wait until nothing is pending; return how long that took."""
         began = time.monotonic()
-        while (waiting := backlog(self._engine)).pending:
+        while (waiting := read(self._engine, backlog)).pending:
             self._stack.require_running()
             if time.monotonic() - began > LONGEST_DRAIN_SECONDS:
                 raise StackError(f"{waiting.pending} events still wait, the oldest for {waiting.oldest_seconds:.0f} s")
@@ -98,7 +99,7 @@ class Soak:
         return time.monotonic() - began
 
     def _sample(self) -> dict[str, float]:
-        found = {"lag s": backlog(self._engine).oldest_seconds}
+        found = {"lag s": read(self._engine, backlog).oldest_seconds}
         found["Valkey MB"] = self._redis.info("memory")["used_memory"] / MEGABYTE
         found["Valkey keys"] = float(self._redis.dbsize())
         for command in ("web", "worker", "clock"):

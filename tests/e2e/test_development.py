@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from models.database import open_engine
+from tests.support import read
 from tests.support.processes import eventually
 from tests.support.shell import Shell, files_of, read_steps, shell_in
 from tests.support.stack.machine import ROOT, call, free_ports
@@ -55,7 +56,7 @@ def test_a_laptop_session_needs_no_webhooks(shell: Shell, folder: Path) -> None:
         user = {"operation": "create_user", "email": f"{number}@acme.example"}
         call("POST", f"http://localhost:{port}/sandbox/operations", user)
     engine = open_engine(f"sqlite:///{folder}/.workos-sync/mirror.db")
-    eventually(lambda: count_missed_webhooks(engine, 1)[0] >= GAPS, 60)
+    eventually(lambda: read(engine, count_missed_webhooks, 1)[0] >= GAPS, 60)
     engine.dispose()
     status = json.loads(shell.run("workos-sync status --json"))
     assert status["gaps"] >= GAPS

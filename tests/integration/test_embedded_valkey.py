@@ -31,7 +31,7 @@ def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None
     worker = commands.start("worker", "--processes", "1")
     eventually(lambda: "worker_started" in worker.output(), 30)
     with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
-        eventually(lambda: worker_states(redis, DRAIN) == ["idle"], 30)
+        eventually(lambda: worker_states(redis, [DRAIN])[DRAIN] == ["idle"], 30)
     engine: Engine = open_engine(f"sqlite:///{folder}/.workos-sync/mirror.db")
     store(engine, new_users(20))
     clock = commands.start("clock", SWEEP_SECONDS=0.2)

@@ -15,6 +15,8 @@ from worker.sandbox import Sandbox, populate
 
 pytestmark = pytest.mark.long
 
+LANES = (DRAIN, REPAIR)
+
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
@@ -30,7 +32,8 @@ def test_a_busy_process_stays_visible_and_a_frozen_or_killed_one_disappears(
     with valkey.client() as redis:
 
         def states() -> tuple[list[str], list[str]]:
-            return worker_states(redis, DRAIN), worker_states(redis, REPAIR)
+            found = worker_states(redis, LANES)
+            return found[DRAIN], found[REPAIR]
 
         idle = ["idle", "idle"]
         eventually(lambda: states() == (idle, ["idle"]), 60)
@@ -65,7 +68,7 @@ def test_a_worker_without_a_clock_renews_the_claim_of_its_database(
 ) -> None:
     commands.start("worker")
     with valkey.client() as redis:
-        eventually(lambda: worker_states(redis, REPAIR) == ["idle"], 60)
+        eventually(lambda: worker_states(redis, [REPAIR])[REPAIR] == ["idle"], 60)
         redis.delete(CLAIM)
         eventually(lambda: redis.get(CLAIM) == database_id(commands_engine).encode(), CLAIM_SECONDS)
 
@@ -73,6 +76,6 @@ def test_a_worker_without_a_clock_renews_the_claim_of_its_database(
 def test_a_stopped_worker_disappears_at_once(commands_engine: Engine, commands: Commands, valkey: Valkey) -> None:
     worker = commands.start("worker")
     with valkey.client() as redis:
-        eventually(lambda: worker_states(redis, DRAIN) == worker_states(redis, REPAIR) == ["idle"], 60)
+        eventually(lambda: worker_states(redis, LANES) == {DRAIN: ["idle"], REPAIR: ["idle"]}, 60)
         worker.stop()
-        assert worker_states(redis, DRAIN) == worker_states(redis, REPAIR) == []
+        assert worker_states(redis, LANES) == {DRAIN: [], REPAIR: []}

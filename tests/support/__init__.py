@@ -6,16 +6,17 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import click
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import Connection as Transaction
 from sqlalchemy import Engine, RowMapping, select
 from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
@@ -40,6 +41,8 @@ _made = itertools.count()
 _drains: WeakKeyDictionary[Engine, Drain] = WeakKeyDictionary()
 
 JSON = dict[str, Any]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def sign(body: bytes, secret: str = SECRET, at: float | None = None) -> str:
@@ -135,6 +138,12 @@ def outcomes(engine: Engine, *events: JSON) -> list[str | None]:
 def event_row(engine: Engine, event_id: str) -> RowMapping:
     with read_transaction(engine) as tx:
         return tx.execute(select(Event.__table__).where(Event.id == event_id)).mappings().one()
+
+
+def read(engine: Engine, query: Callable[Concatenate[Transaction, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What `query` returns in a read transaction."""
+    with read_transaction(engine) as tx:
+        return query(tx, *args, **kwargs)
 
 
 def rows(engine: Engine, source: Any) -> list[JSON]:

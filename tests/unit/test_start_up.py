@@ -51,9 +51,9 @@ REPORT = "import sys; from worker.cli import main; main(['events', 'list', '--js
 PRINT = "\nprint('', *(name for name in sys.argv[1:] if name in sys.modules), file=sys.stderr)"
 
 
-def imported(program: str, database_url: str = "") -> set[str]:
+def imported(program: str, **settings: str) -> set[str]:
     """The slow libraries that are imported when a program has ended."""
-    environment = os.environ | {"DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | settings
     ran = subprocess.run(
         [sys.executable, "-c", program + PRINT, *SLOW], capture_output=True, env=environment, text=True, check=True
     )
@@ -77,4 +77,5 @@ def test_migrate_creates_all_indexes_also_those_of_mirrored_objects(tmp_path: Pa
 
 def test_a_report_of_the_database_imports_neither_redis_nor_workos(make_database: Any) -> None:
     allowed = {"sqlalchemy", "pydantic", "structlog", "asyncio"}
-    assert imported(REPORT, make_database("sqlite")) <= allowed
+    servers = {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": "rediss://sync:p-w.d@redis.example.com:6380/1"}
+    assert imported(REPORT, **servers) <= allowed

@@ -13,7 +13,7 @@ from models.database import in_transaction, write_transaction
 from models.outcomes import Outcome
 from models.tables import Event, EventStatus, MirrorState, Run, RunStatus, Task
 from models.types import db_now, db_now_plus
-from tests.support import JSON, apply_all, differences, event_row, outcomes, rows
+from tests.support import JSON, apply_all, differences, event_row, outcomes, read, rows
 from tests.support.actors import by
 from tests.support.repair import mirror, runs, settings, status
 from tests.support.resync import Clock, client_of, deliver, small_life
@@ -250,7 +250,7 @@ def test_new_event_types_are_read_for_90_days_and_ignored_events_are_decided(
     del sandbox.world.invitations[upgraded[0]["data"]["id"]]  # so that only the events show it
     Repair(one_engine, workos, settings(), bell).work_on_all()
     Repair(one_engine, workos, settings(), bell).work_on_all()
-    assert backlog(one_engine).oldest_seconds < 60 and mirror(one_engine)["new_types"] is None
+    assert read(one_engine, backlog).oldest_seconds < 60 and mirror(one_engine)["new_types"] is None
     apply_all(one_engine)
     assert outcomes(one_engine, *upgraded) == ["stale", "applied"], "applied in one batch, the second one first"
     first, resent = (event_row(one_engine, event["id"]) for event in upgraded)

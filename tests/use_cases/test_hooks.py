@@ -254,7 +254,7 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.received] == ["user_1", "user_3"]
-    (row,) = operate.hook_status(one_engine)
+    (row,) = operate.list_hooks(one_engine)
     assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
 
 
@@ -263,7 +263,7 @@ def test_changes_behind_are_counted_up_to_a_limit(one_engine: Engine, follow: Ca
     change = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
     with write_transaction(one_engine) as tx:
         tx.execute(insert(Change), [change] * (operate.MAX_COUNTED + 5))
-    (row,) = operate.hook_status(one_engine)
+    (row,) = operate.list_hooks(one_engine)
     assert row["behind"] == operate.MAX_COUNTED
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, update
 from models.database import in_transaction
 from models.tables import Event, RunStatus
 from models.types import db_now_plus
-from tests.support import JSON, apply_all, made, mirrored, rows, statuses
+from tests.support import JSON, apply_all, made, mirrored, read, rows, statuses
 from tests.support.actors import by
 from tests.support.resync import changes
 from tests.support.stories import store
@@ -121,7 +121,7 @@ def test_replayed_events_wait_since_the_replay(one_engine: Engine, bell: Doorbel
     run_id = replays.start(one_engine, Selection(ids=(rows(one_engine, Event)[0]["id"],)), by("ann"))
     with lease(one_engine, run_id) as held:
         assert held is not None and replays.replay(one_engine, held, bell, FAST)
-    waiting = backlog(one_engine)
+    waiting = read(one_engine, backlog)
     assert waiting.pending == 1 and waiting.oldest_seconds < 60
 
 

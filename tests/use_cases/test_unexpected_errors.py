@@ -288,7 +288,7 @@ def test_a_failing_heartbeat_is_counted_once_and_tried_again(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.queue.heartbeat.HEARTBEAT_SECONDS", 0.01)
         heartbeat.start()
-        eventually(lambda: worker_states(services.redis, DRAIN) == ["idle"], 10)
+        eventually(lambda: worker_states(services.redis, [DRAIN])[DRAIN] == ["idle"], 10)
     assert reported(services, logs, Place.HEARTBEAT) == [DRAIN]
     heartbeat.close()
 
@@ -310,7 +310,7 @@ def test_a_foreign_worker_in_redis_is_none_of_ours(member: str | bytes, everythi
     assert "no_worker" in client.get("/readyz").get_json()["warnings"]
     token = {"Authorization": "Bearer token-of-crm-for-the-api"}
     assert client.get("/api/v1/status", headers=token).status_code == 503, "the mirror is empty"
-    assert worker_states(redis, DRAIN) == []
+    assert worker_states(redis, [DRAIN])[DRAIN] == []
     assert redis.get(member) == b"\xff", "the value is not ours to delete"
 
 

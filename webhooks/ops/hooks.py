@@ -20,7 +20,7 @@ def add(routes: Blueprint, services: Services) -> None:
         groups = [] if hook else operate.failures(engine, GROUPS + 1)
         return render_template(
             "ops/hooks.html",
-            hooks=operate.hook_status(engine, names),
+            hooks=operate.list_hooks(engine, names),
             groups=groups[:GROUPS],
             more=len(groups) > GROUPS,
             hook=hook,

@@ -8,10 +8,9 @@ from models.tables import DriftAction, RunStatus, Task
 from webhooks.ops.lists import chosen, chosen_page, chosen_period
 from webhooks.ops.shared import actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
-from worker.queue.doorbell import REPAIR
 from worker.repair import replay
 from worker.reports import effects, listings
-from worker.reports.health import one_lane
+from worker.reports.health import repair_workers
 from worker.reports.progress import how_far
 
 
@@ -28,7 +27,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     def workers() -> int | None:
         """Return how many workers could do a queued run; None if Redis does not answer."""
-        found = one_lane(services.report_redis, REPAIR).workers
+        found = repair_workers(services.report_redis)
         return None if found is None else len(found)
 
     @routes.get("/runs/<id:run_id>")

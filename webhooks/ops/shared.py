@@ -13,10 +13,9 @@ from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.decision.payload import clean
 from worker.errors import ConfigurationError
-from worker.queue.doorbell import REPAIR
 from worker.repair.environment import is_bound
 from worker.repair.resync import resync
-from worker.reports.health import one_lane
+from worker.reports.health import repair_workers
 
 MAX_REASON = 500
 """Characters of a reason, as in the forms."""
@@ -78,7 +77,7 @@ def start_run(services: Services, start: Callable[[Actor], str], message: str) -
     """
     run_id = start(actor())
     services.repair_bell.ring()
-    workers = one_lane(services.report_redis, REPAIR).workers
+    workers = repair_workers(services.report_redis)
     if workers:
         flash(message, "good")
     else:

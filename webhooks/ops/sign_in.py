@@ -160,7 +160,7 @@ def _signed_in(engine: Engine) -> operator_sessions.SignedIn | None:
     if not isinstance(id, str):
         return None
     found = operator_sessions.signed_in(engine, id)
-    if found is not None and REFRESH_HEADER not in request.headers:
+    if found is not None and found.to_record and REFRESH_HEADER not in request.headers:
         with suppress(*DATABASE_ERRORS):  # Pages can be read even if nothing can be written.
             operator_sessions.record_activity(engine, id)
     return found

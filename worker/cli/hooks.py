@@ -64,7 +64,7 @@ def hooks_list(out: output.Listing) -> None:
 
     Exit code 1 if a delivery failed or a hook missed changes.
     """
-    rows = operate.hook_status(migrated_engine(), settings.load_settings().http_hooks)
+    rows = operate.list_hooks(migrated_engine(), settings.load_settings().http_hooks)
     out.show(rows)
     sys.exit(1 if any(row["failed"] or row["error"] for row in rows) else 0)
 

@@ -16,19 +16,24 @@ from worker.mirror.affected import NO_WORKSPACE, affected_workspaces
 MAX_COUNTED = 10_000
 
 
-def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
+def list_hooks(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
+    """Return what `hook_status` returns now."""
+    with read_transaction(engine) as tx:
+        return hook_status(tx, names)
+
+
+def hook_status(tx: Connection, names: Iterable[str] = ()) -> list[Record]:
     """Return the status of every hook that has run or is one of `names`, the configured hooks.
 
     `behind` is the number of changes after its cursor, up to `MAX_COUNTED`.
     """
     group = (HookDelivery.hook, HookDelivery.status)
     of_status = select(*group, func.count()).group_by(*group)
-    with read_transaction(engine) as tx:
-        counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
-        following = select(Change.id).where(Change.id > Hook.cursor).limit(MAX_COUNTED).correlate(Hook).subquery()
-        ahead = select(func.count()).select_from(following).scalar_subquery()
-        columns = (Hook.cursor, ahead.label("behind"), Hook.delivered, Hook.delivered_at, Hook.error)
-        rows = {row["name"]: row for row in tx.execute(select(Hook.name, *columns)).mappings()}
+    counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
+    following = select(Change.id).where(Change.id > Hook.cursor).limit(MAX_COUNTED).correlate(Hook).subquery()
+    ahead = select(func.count()).select_from(following).scalar_subquery()
+    columns = (Hook.cursor, ahead.label("behind"), Hook.delivered, Hook.delivered_at, Hook.error)
+    rows = {row["name"]: row for row in tx.execute(select(Hook.name, *columns)).mappings()}
     never_ran = {"cursor": None, "behind": None, "delivered": 0, "delivered_at": None, "error": None}
     return [
         {

@@ -9,7 +9,18 @@ from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Connection, Engine, Executable, Select, bindparam, column, exists, func, literal, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    bindparam,
+    column,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.bulk import dialect_insert, is_any_of
@@ -201,32 +212,25 @@ def probe(engine: Engine) -> None:
 
 
 class Backlog(NamedTuple):
-    """The numbers of pending and failed events, each up to 10,000, and how long the oldest pending event has waited.
+    """The number of pending events, up to 10,000, and how long the oldest of them has waited.
 
     The wait of a replayed event starts at the replay. It is 0 if no event is pending.
     """
 
     pending: int
-    failed: int
     oldest_seconds: float
 
 
-def backlog(engine: Engine) -> Backlog:
+def backlog(tx: Connection) -> Backlog:
     """Return how many events are waiting now."""
-
-    def number(status: EventStatus) -> Select[int]:
-        some = select(Event.id).where(Event.status == inline_literal(status)).limit(MAX_COUNTED)
-        return select(func.count()).select_from(some.subquery())
-
-    with read_transaction(engine) as tx:
-        is_pending = Event.status == inline_literal(EventStatus.PENDING)
-        first = select(func.min(Event.received_at)).where(is_pending, Event.replays == 0).scalar_subquery()
-        replayed = select(func.min(Event.due_at)).where(is_pending, Event.replays > 0).scalar_subquery()
-        since = select(func.coalesce(first, db_now()), func.coalesce(replayed, db_now()), db_now())
-        oldest, oldest_replayed, now = tx.execute(since).one()
-        count = tx.execute(number(EventStatus.PENDING)).scalar_one()
-        failures = tx.execute(number(EventStatus.FAILED)).scalar_one()
-    return Backlog(count, failures, max(0.0, (now - min(oldest, oldest_replayed)).total_seconds()))
+    is_pending = Event.status == inline_literal(EventStatus.PENDING)
+    first = select(func.min(Event.received_at)).where(is_pending, Event.replays == 0).scalar_subquery()
+    replayed = select(func.min(Event.due_at)).where(is_pending, Event.replays > 0).scalar_subquery()
+    since = (func.coalesce(first, db_now()), func.coalesce(replayed, db_now()), db_now())
+    some = select(Event.id).where(is_pending).limit(MAX_COUNTED).subquery()
+    number = select(func.count()).select_from(some).scalar_subquery()
+    oldest, oldest_replayed, now, pending = tx.execute(select(*since, number)).one()
+    return Backlog(pending, max(0.0, (now - min(oldest, oldest_replayed)).total_seconds()))
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:

@@ -6,7 +6,7 @@ may take, even after a kill, and loses it when it is flushed.
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -83,19 +83,24 @@ class Heartbeat:
             self._failing = True
 
 
-def worker_states(redis: Redis, lane: str) -> list[str]:
-    """Return the state of each living process of a lane; raise `redis.exceptions.RedisError` if Redis fails.
+def worker_states(redis: Redis, lanes: Sequence[str]) -> dict[str, list[str]]:
+    """Return the states of the living processes of each lane; raise `redis.exceptions.RedisError` if Redis fails.
 
     A state is a word. Members and states that no process of ours wrote are left out: others may use the same Redis.
     """
-    members = cast("set[bytes]", redis.smembers(_members(lane)))
-    keys = sorted(key for key in members if key.startswith(_key(lane).encode()))
+    with redis.pipeline(transaction=False) as pipeline:
+        for lane in lanes:
+            pipeline.smembers(_members(lane))
+        members: dict[str, set[bytes]] = dict(zip(lanes, pipeline.execute(), strict=True))
+    own = {lane: sorted(key for key in members[lane] if key.startswith(_key(lane).encode())) for lane in lanes}
+    keys = [key for lane in lanes for key in own[lane]]
     found = cast("list[bytes | None]", redis.mget(keys)) if keys else []
     states = dict(zip(keys, found, strict=True))
-    gone = [key for key in members if states.get(key) is None]
-    if gone:
-        redis.srem(_members(lane), *gone)  # a process that is alive after all adds itself again
-    return [state.decode() for state in states.values() if state is not None and state.isalpha()]
+    for lane in lanes:
+        if gone := [key for key in members[lane] if states.get(key) is None]:
+            redis.srem(_members(lane), *gone)  # a process that is alive after all adds itself again
+    words = {key: state.decode() for key, state in states.items() if state is not None and state.isalpha()}
+    return {lane: [words[key] for key in own[lane] if key in words] for lane in lanes}
 
 
 def _key(lane: str) -> str:

@@ -281,7 +281,7 @@ def update_complete_to(engine: Engine) -> None:
     in_transaction(engine, advance)
 
 
-def count_missed_webhooks(engine: Engine, gap_seconds: float) -> tuple[int, int]:
+def count_missed_webhooks(tx: Connection, gap_seconds: float) -> tuple[int, int]:
     """Return the number of lost webhooks, and the number of late ones.
 
     A webhook is lost if it has not arrived `gap_seconds` after the events API returned its event. It is late if it
@@ -289,6 +289,6 @@ def count_missed_webhooks(engine: Engine, gap_seconds: float) -> tuple[int, int]
     """
     lost = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
     late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, gap_seconds))
-    with read_transaction(engine) as tx:
-        count = select(func.count()).select_from(Event)
-        return tx.execute(count.where(*lost)).scalar_one(), tx.execute(count.where(*late)).scalar_one()
+    count = select(func.count()).select_from(Event)
+    numbers = tx.execute(select(count.where(*lost).scalar_subquery(), count.where(*late).scalar_subquery())).one()
+    return numbers[0], numbers[1]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    ScalarSelect,
     Select,
     SQLColumnExpression,
     and_,
@@ -57,7 +58,7 @@ from models.tables import (
 )
 from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
-from worker.bootstrap import CLAIM_REMEDY, CLAIMED, database_id, is_claimed_by_another, lanes_of
+from worker.bootstrap import CLAIM_REMEDY, CLAIMED, claimed_by, lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.inbox.verified_secrets import any_verified
@@ -70,7 +71,7 @@ from worker.kinds.saml_certificate import SamlCertificate
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Name, counted
 from worker.mirror import uncertainty
 from worker.mirror.auto_join_policy import COUNTS_TICK
-from worker.queue.doorbell import LANES, queue_name
+from worker.queue.doorbell import LANES, REPAIR, queue_name
 from worker.queue.heartbeat import worker_states
 from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
 from worker.repair.catch_up import count_missed_webhooks
@@ -268,26 +269,39 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
 
     `redis` needs short time-outs, but not those of the webhook endpoint: a Redis that answers late is not away.
     """
-    inbox = backlog(engine)
-    gap_count, late_count = count_missed_webhooks(engine, settings.gap_seconds)
-    lanes, trouble = _lanes(redis, database_id(engine), lanes_of(settings))
-    hooks = hook_status(engine, settings.http_hooks)
+    owner, lanes, trouble = _read_redis(redis, lanes_of(settings))
     resync = _last_resync(engine)
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     with read_transaction(engine) as tx:
-        now: datetime = tx.execute(select(db_now())).scalar_one()
-        mirror = tx.execute(select(MirrorState.__table__)).one()
+        mirror = tx.execute(select(MirrorState.__table__, db_now().label("now"))).one()
+        now: datetime = mirror.now
+        if owner not in (None, mirror.database_id or ""):
+            lanes, trouble = _unknown(lanes_of(settings)), RedisTrouble(CLAIMED, CLAIM_REMEDY, "redis_claimed")
+        inbox = backlog(tx)
+        gap_count, late_count = count_missed_webhooks(tx, settings.gap_seconds)
         withheld: JsonObject = mirror.withheld_role_map or {}
         tail = tx.execute(select(Tail.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
         webhook_age = (now - last_webhook).total_seconds() if last_webhook else None
         repairs = settings.repairs or mirror.client_id is not None
-        last_signs = [age for age in (webhook_age, _seconds_since_tick(tx, now, WEB_TICK)) if age is not None]
+        ticks: dict[str, datetime] = dict(tx.execute(select(Tick.name, Tick.at)).all())
+        clock, web, counted_at = (_age(ticks.get(name), now) for name in (CLOCK_TICK, WEB_TICK, COUNTS_TICK))
+        last_signs = [age for age in (webhook_age, web) if age is not None]
         expected = bool(settings.workos_webhook_secrets) or not repairs or min(last_signs, default=inf) < WEBHOOKS_END
         missed = _missed(tx, last_webhook) if expected and repairs else []
-        clock = _seconds_since_tick(tx, now, CLOCK_TICK)
-        counted_at = _seconds_since_tick(tx, now, COUNTS_TICK)
+        numbers = tx.execute(
+            select(
+                _uncertain().label("uncertain"),
+                exists().where(*uncertainty.ALL_UNCERTAIN).label("all_uncertain"),
+                _recent_gaps(settings.gap_seconds).label("recent_gaps"),
+                _conflicts().label("conflicts"),
+                _invalid_domains().label("invalid_domains"),
+                _last_resync_done().label("resync_done"),
+                select(Total.number).where(Total.name == SESSIONS_REVOKED).scalar_subquery().label("sessions_revoked"),
+            )
+        ).one()
         unread = tx.execute(_unread()).all()
+        fingerprints = _fingerprints(tx)
         revocation = tx.execute(_oldest_revocation()).one_or_none()
         running = select(Run.__table__, RUNS.is_free().label("queued")).where(Run.status == RunStatus.RUNNING)
         return Health(
@@ -295,29 +309,29 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             tail_seconds=tail.tail_seconds,
             tail_interval_seconds=tail.interval_seconds,
             late_events=tail.late_events,
-            uncertain=_uncertain(tx),
-            all_uncertain=tx.execute(select(exists().where(*uncertainty.ALL_UNCERTAIN))).scalar_one(),
+            uncertain=numbers.uncertain,
+            all_uncertain=bool(numbers.all_uncertain),
             pending=inbox.pending,
             oldest_pending_seconds=round(inbox.oldest_seconds, 3),
-            failed=inbox.failed,
-            failed_by_fingerprint=_fingerprints(tx) if inbox.failed else {},
+            failed=sum(fingerprints.values()),
+            failed_by_fingerprint=fingerprints,
             gaps=gap_count,
             late=late_count,
             webhooks_expected=expected,
             silent_seconds=_silent_seconds(tx, now, last_webhook, missed, settings.gap_seconds),
             missed=len(missed),
-            recent_gaps=_recent_gaps(tx, settings.gap_seconds) if expected else 0,
+            recent_gaps=numbers.recent_gaps if expected else 0,
             last_webhook_at=last_webhook,
             webhook_age_seconds=webhook_age,
             refused=None if trouble else _refused(redis),
             secret_verified=any_verified(tx, secrets),
             unmapped_roles=_unmapped(tx, mirror.role_map | withheld.get("role_map", {})),
             withheld_role_map=withheld or None,
-            conflicts=_conflicts(tx),
-            domains=_domains(tx),
+            conflicts=numbers.conflicts,
+            domains=_counted(tx, AutoJoin.state, AutoJoinState) | {"invalid": numbers.invalid_domains},
             joins=_counted(tx, Join.state, JoinState),
             revocations=_counted(tx, Revocation.state, RevocationState),
-            sessions_revoked=tx.execute(select(Total.number).where(Total.name == SESSIONS_REVOKED)).scalar() or 0,
+            sessions_revoked=numbers.sessions_revoked or 0,
             revocation_waiting_seconds=(now - revocation.created_at).total_seconds() if revocation else 0.0,
             revocation_error=revocation.error if revocation else None,
             missing_joins=None if counted_at is None else mirror.missing_joins,
@@ -326,13 +340,13 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             unread=len(unread),
             first_unread=f"{unread[0].kind} {unread[0].object_id}" if unread else None,
             certificates=_certificates(tx),
-            hooks=[_hook(tx, now, row) for row in hooks],
+            hooks=[_hook(tx, now, row) for row in hook_status(tx, settings.http_hooks)],
             python_hooks=settings.python_hooks,
             notify_failures=_notify_failures(tx, settings),
             repairs=repairs,
             resync=resync,
             resync_late_seconds=LATE_RESYNC * settings.resync_seconds,
-            resync_done_seconds=_seconds_since_resync(tx, now),
+            resync_done_seconds=_age(numbers.resync_done, now),
             runs=all_rows(tx, running.order_by(Run.created_at)),
             clock_age_seconds=clock,
             lanes=lanes,
@@ -351,32 +365,39 @@ def _notify_failures(tx: Connection, settings: Settings) -> list[NotifyFailure]:
     ]
 
 
-def _lanes(redis: Redis, id: str, names: Sequence[str]) -> tuple[list[Lane], RedisTrouble | None]:
-    """Return the lanes, and why Redis cannot wake workers: it is unavailable, refuses writes, or is not ours."""
-    unknown = [Lane(name, None, None) for name in names]
+def _read_redis(redis: Redis, names: Sequence[str]) -> tuple[str | None, list[Lane], RedisTrouble | None]:
+    """Return the id of the database that uses Redis, the lanes, and why Redis cannot wake workers, if it cannot."""
     try:
         require_writable(redis)
-        if is_claimed_by_another(id, redis):
-            return unknown, RedisTrouble(CLAIMED, CLAIM_REMEDY, "redis_claimed")  # jobs and workers are the other's
-        others = (replace(_lane(redis, name), needed=False) for name in LANES if name not in names)
-        return [*(_lane(redis, name) for name in names), *(lane for lane in others if lane.queued)], None
+        return claimed_by(redis), _lanes(redis, names), None
     except RedisError as error:
         name = "redis_replica" if isinstance(error, NotPrimaryError) else "redis_away"
-        return unknown, RedisTrouble(*what_is_wrong(error), name)
+        return None, _unknown(names), RedisTrouble(*what_is_wrong(error), name)
 
 
-def _lane(redis: Redis, name: str) -> Lane:
-    queue = Queue(queue_name(name), connection=redis, serializer=JSONSerializer)
-    return Lane(name, queue.count, worker_states(redis, name))
+def _lanes(redis: Redis, names: Sequence[str]) -> list[Lane]:
+    """Return these lanes, and any other in which jobs are queued."""
+    all_names = [*names, *(name for name in LANES if name not in names)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for name in all_names:
+            pipeline.llen(Queue(queue_name(name), connection=redis, serializer=JSONSerializer).key)
+        queued: dict[str, int] = dict(zip(all_names, pipeline.execute(), strict=True))
+    states = worker_states(redis, all_names)
+    lanes = (Lane(name, queued[name], states[name], needed=name in names) for name in all_names)
+    return [lane for lane in lanes if lane.needed or lane.queued]
 
 
-def one_lane(redis: Redis, name: str) -> Lane:
-    """Return one lane; its numbers are None if Redis is unavailable."""
+def _unknown(names: Sequence[str]) -> list[Lane]:
+    return [Lane(name, None, None) for name in names]
+
+
+def repair_workers(redis: Redis) -> list[str] | None:
+    """Return the states of the workers that run resyncs and replays; None if Redis is unavailable."""
     try:
         require_writable(redis)
-        return _lane(redis, name)
+        return worker_states(redis, [REPAIR])[REPAIR]
     except RedisError:
-        return Lane(name, None, None)
+        return None
 
 
 def _refused(redis: Redis) -> dict[str, int] | None:
@@ -387,8 +408,7 @@ def _refused(redis: Redis) -> dict[str, int] | None:
     return {reason: int(counts.get(Name(REFUSED_SINCE_VALID, (reason,)), 0)) for reason in REFUSALS}
 
 
-def _seconds_since_tick(tx: Connection, now: datetime, name: str) -> float | None:
-    at = tx.execute(select(Tick.at).where(Tick.name == name)).scalar_one_or_none()
+def _age(at: datetime | None, now: datetime) -> float | None:
     return (now - at).total_seconds() if at else None
 
 
@@ -396,20 +416,19 @@ def _hook(tx: Connection, now: datetime, row: Record) -> Hook:
     """Add the oldest change that was not delivered to a row of `hook_status`."""
     name = row["hook"]
     pending = (HookDelivery.hook == name, HookDelivery.status == DeliveryStatus.PENDING)
-    refused, attempts = tx.execute(
-        select(func.min(HookDelivery.change_id), func.max(HookDelivery.attempts)).where(*pending)
-    ).one()
-    following = select(Change.at).where(Change.id > (row["cursor"] or 0)).order_by(Change.id).limit(1)
-    ahead = tx.execute(following).scalar_one_or_none() if row["behind"] else None
-    earlier = tx.execute(select(Change.at).where(Change.id == refused)).scalar_one_or_none() if refused else None
-    oldest = min((at for at in (ahead, earlier) if at), default=now)
+    refused = select(func.min(HookDelivery.change_id)).where(*pending).scalar_subquery()
+    refused_at = select(Change.at).where(Change.id == refused).scalar_subquery()
+    attempts = select(func.max(HookDelivery.attempts)).where(*pending).scalar_subquery()
+    following = select(Change.at).where(Change.id > (row["cursor"] or 0)).order_by(Change.id).limit(1).scalar_subquery()
+    earlier, ahead, most = tx.execute(select(refused_at, following, attempts)).one()
+    oldest = min((at for at in (earlier, ahead if row["behind"] else None) if at), default=now)
     return Hook(
         name=name,
         failed=row["failed"],
         missed=row["error"],
         behind=(row["behind"] or 0) + row["waiting"],
         waiting_seconds=max(0.0, (now - oldest).total_seconds()),
-        attempts=attempts or 0,
+        attempts=most or 0,
     )
 
 
@@ -435,9 +454,9 @@ def _silent_seconds(
     return round(silent, 1) if silent > max(gap_seconds, _usual_pause(tx)) else None
 
 
-def _recent_gaps(tx: Connection, gap_seconds: float) -> int:
+def _recent_gaps(gap_seconds: float) -> ScalarSelect[int]:
     hour = (Event.api_at < db_now_plus(-gap_seconds), Event.api_at > db_now_plus(-gap_seconds - 3600))
-    return tx.execute(select(func.count()).select_from(Event).where(Event.webhook_at.is_(None), *hour)).scalar_one()
+    return select(func.count()).select_from(Event).where(Event.webhook_at.is_(None), *hour).scalar_subquery()
 
 
 def _webhooks() -> Select[datetime | None]:
@@ -468,19 +487,19 @@ def _unmapped(tx: Connection, role_map: dict[str, str]) -> dict[str, int]:
     return {name: tx.execute(number.where(slug == name)).scalar_one() for name in slugs if name not in role_map}
 
 
-def _conflicts(tx: Connection) -> int:
-    conflicted = select(func.count(AutoJoin.domain.distinct())).where(AutoJoin.state == AutoJoinState.CONFLICTED)
-    return tx.execute(conflicted).scalar_one()
+def _conflicts() -> ScalarSelect[int]:
+    conflicted = AutoJoin.state == AutoJoinState.CONFLICTED
+    return select(func.count(AutoJoin.domain.distinct())).where(conflicted).scalar_subquery()
 
 
-def _domains(tx: Connection) -> dict[str, int]:
-    invalid = select(func.count()).where(AutoJoin.domain.is_(None), AutoJoin.state != AutoJoinState.REVOKED)
-    return _counted(tx, AutoJoin.state, AutoJoinState) | {"invalid": tx.execute(invalid).scalar_one()}
+def _invalid_domains() -> ScalarSelect[int]:
+    invalid = (AutoJoin.domain.is_(None), AutoJoin.state != AutoJoinState.REVOKED)
+    return select(func.count()).select_from(AutoJoin).where(*invalid).scalar_subquery()
 
 
-def _uncertain(tx: Connection) -> int:
+def _uncertain() -> ScalarSelect[int]:
     some = select(FailedEffect.event_id).distinct().limit(MAX_COUNTED).subquery()
-    return tx.execute(select(func.count()).select_from(some)).scalar_one()
+    return select(func.count()).select_from(some).scalar_subquery()
 
 
 def _unread() -> Select[str, str]:
@@ -541,9 +560,11 @@ def _last_resync(engine: Engine) -> Resync | None:
         drift[kind, finding] += number
     approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
     withheld = (Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
-    kinds = {kind for kind, _, action in numbers if action == DriftAction.WITHHELD}
-    with read_transaction(engine) as tx:
-        live = [tx.execute(_live(kind, withheld)).scalar_one() for name, kind in KINDS.items() if name in kinds]
+    kinds = [kind for kind in KINDS.values() if (kind.name, DriftAction.WITHHELD) in {(k, a) for k, _, a in numbers}]
+    live = list[int]()
+    if kinds:
+        with read_transaction(engine) as tx:
+            live = [tx.execute(_live(kind, withheld)).scalar_one() for kind in kinds]
     return Resync(
         id=last.id,
         status=last.status,
@@ -573,7 +594,6 @@ def _live(kind: Kind, which: Iterable[ColumnElement[bool]]) -> Select[int]:
     return select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which)
 
 
-def _seconds_since_resync(tx: Connection, now: datetime) -> float | None:
+def _last_resync_done() -> ScalarSelect[datetime | None]:
     done = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
-    last = tx.execute(select(func.max(Run.finished_at)).where(*done, Run.approves.is_(None))).scalar_one()
-    return (now - last).total_seconds() if last else None
+    return select(func.max(Run.finished_at)).where(*done, Run.approves.is_(None)).scalar_subquery()
