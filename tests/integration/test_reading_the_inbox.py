@@ -54,7 +54,7 @@ def waiting(turn: int) -> list[JSON]:
 @pytest.mark.parametrize(
     "step",
     [
-        backlog,
+        lambda engine: in_transaction(engine, backlog),
         update_complete_to,
         lambda engine: needs_drain(engine, older_than=0.0),
         lambda engine: Drain(engine, DrainLimits())(),
