@@ -429,8 +429,8 @@ def is_transient(error: BaseException) -> bool:
     sqlstate: str | None = getattr(error.orig, "sqlstate", None)
     if error.connection_invalidated:
         return True
-    if sqlstate is None:
-        return type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
+    if sqlstate is None:  # the driver's own error, or a subclass of it, such as that for a time-out while connecting
+        return not {"OperationalError", "InterfaceError"}.isdisjoint(base.__name__ for base in type(error.orig).__mro__)
     return sqlstate.startswith(TRANSIENT_SQLSTATES)
 
 

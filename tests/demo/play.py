@@ -109,7 +109,9 @@ def _sample(stack: Stack, engine: Engine, started: float) -> Sample:
     with read_transaction(engine) as tx:
         caught_up = tx.execute(select(func.count()).select_from(Event).where(Event.webhook_at.is_(None))).scalar_one()
         mirror = tx.execute(select(mirror_status.c.state)).scalar_one()
-        reads = tx.execute(select(func.count()).select_from(Read).where(Read.due_at <= db_now())).scalar_one()
+        reads = tx.execute(
+            select(func.count()).select_from(Read).where(Read.run_id == "", Read.due_at <= db_now())
+        ).scalar_one()
     return Sample(time.monotonic() - started, workos, inbox, caught_up, mirror, reads)
 
 
@@ -206,7 +208,7 @@ def _missing(sample: Sample) -> str:
     return (
         f"{workos['generated'] - sum(inbox.values())} of {workos['generated']} events have not arrived, "
         f"{workos['pending']} deliveries are waiting, {inbox.get(EventStatus.PENDING, 0)} events are not applied, "
-        f"and the mirror is {sample.mirror}"
+        f"{sample.reads} reads are due, and the mirror is {sample.mirror}"
     )
 
 

@@ -1,6 +1,7 @@
 """A database that hangs or refuses connections: deliveries get 503 in time, and the process stays as it is."""
 
 import http.client
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
-from models.database import database_url, open_engine
+from models.database import database_url, is_transient, open_engine
 from tests.drill.proxy import Proxy
 from tests.support import sign
 from tests.support.connections import PATH
@@ -47,6 +49,15 @@ def proxy(make_database: Callable[[str], str], commands: Commands, redis_url: st
     }
     yield made
     made.close()
+
+
+def test_a_server_that_does_not_answer_a_new_connection_is_unavailable() -> None:
+    """Otherwise the run, event or hook that needs the connection would fail instead of waiting for the server."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = open_engine(f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none")
+        with pytest.raises(OperationalError) as raised, engine.connect():
+            pass
+    assert type(raised.value.orig).__name__ == "ConnectionTimeout" and is_transient(raised.value)
 
 
 def large(place: int) -> bytes:
