@@ -27,6 +27,7 @@ from tests.support.cli import report, run
 from tests.support.conditions import stop_webhooks
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
+from tests.support.stack.machine import free_ports
 from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker import oidc_issuer
@@ -334,6 +335,11 @@ def test_targets_of_notify_that_cannot_be_checked_are_not_called_well(monkeypatc
     monkeypatch.setattr(targets, "SEND_SECONDS", 0.001)
     row = check("NOTIFY")
     assert row["level"] == "warning" and "not checked: no answer within" in row["saw"]
+
+
+def test_doctor_says_why_there_is_no_connection_to_workos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKOS_BASE_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert "Connection refused" in check("WorkOS")["saw"]
 
 
 def test_doctor_reports_that_another_database_uses_the_same_redis(answering: None, redis: Redis) -> None:

@@ -13,7 +13,7 @@ import workos
 from rq.timeouts import BaseTimeoutException
 
 from models.types import JsonObject
-from worker.errors import unexpected
+from worker.errors import causes_of, unexpected
 from worker.workos_api.calls import NOTHING, Answer, CallError
 
 SUCCESS = range(200, 300)
@@ -56,7 +56,7 @@ class Sdk:
             # Not always a `WorkOSError`: the SDK fails on some ids (`..`), and on some bodies of errors (a list).
             wait, described = getattr(error, "retry_after", None), getattr(error, "response_json", None)
             raise CallError(
-                type(error).__name__ if isinstance(error, workos.WorkOSError) else unexpected(error),
+                _name(error) if isinstance(error, workos.WorkOSError) else unexpected(error),
                 getattr(error, "status_code", self._answers.status),
                 self._answers.date,
                 retry_after=float(wait) if isinstance(wait, int | float) else None,
@@ -69,6 +69,12 @@ class Sdk:
         if self._answers.date is None:
             raise CallError("answered without a Date header", self._answers.status, None)
         return Answer(answer, self._answers.date)
+
+
+def _name(error: workos.WorkOSError) -> str:
+    """Return the class of an error and, if there was no connection, the reason: the system's, which has no values."""
+    reason = next((f" ({cause})" for cause in causes_of(error) if isinstance(cause, httpx2.ConnectError)), "")
+    return f"{type(error).__name__}{reason}"
 
 
 class _LastAnswer(threading.local):
