@@ -12,13 +12,15 @@ from models.tables import Notice, NotifyTarget
 from models.types import db_now_plus
 from tests.support import JSON
 from tests.support.receiver import Receiver, receiving
-from worker.notify.plan import Held
+from worker.notify.plan import Active
 
 REMIND = timedelta(hours=24)
 
 
-def held(name: str = "failed_events", severity: str = "problem", subject: str = "", *, explained: bool = False) -> Held:
-    return Held(name, subject, severity, f"{name} holds", "do this", "/ops/", timedelta(seconds=60), explained)
+def active(
+    name: str = "failed_events", severity: str = "problem", subject: str = "", *, explained: bool = False
+) -> Active:
+    return Active(name, subject, severity, f"{name} holds", "do this", "/ops/", timedelta(seconds=60), explained)
 
 
 class Service:

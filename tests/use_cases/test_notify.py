@@ -20,7 +20,7 @@ from tests.support.auto_join import mark_as_filled
 from tests.support.cli import report, run
 from tests.support.conditions import execute
 from tests.support.hooks import OK, SECRET, Web, dripping, raw_host
-from tests.support.notify import REMIND, Service, held, json_service, later, lose_leases
+from tests.support.notify import REMIND, Service, active, json_service, later, lose_leases
 from tests.support.processes import eventually
 from tests.support.tail import fresh
 from worker.bootstrap import Services
@@ -28,7 +28,7 @@ from worker.errors import ConfigurationError, NotifyError
 from worker.notify import targets
 from worker.notify.message import Message, Sender
 from worker.notify.notifier import Notifier
-from worker.notify.plan import Held, Key, Known, plan
+from worker.notify.plan import Active, Key, Recorded, plan
 from worker.notify.targets import Target
 from worker.processes.clock import heartbeat
 from worker.reports.health import check_health
@@ -77,7 +77,7 @@ def sent(host: Web) -> list[dict[str, list[str]]]:
 
 
 def test_a_condition_is_reported_once_with_reminders_and_end(engine: Engine, notifier: Notifier, web_host: Web) -> None:
-    both = [held(), held("drift", "warning")]
+    both = [active(), active("drift", "warning")]
     notifier.notify(both)
     assert web_host.took == [], "it may be a restart"
     later(engine, 61)
@@ -104,18 +104,18 @@ def test_a_condition_is_reported_once_with_reminders_and_end(engine: Engine, not
     assert sent(web_host)[1:] == [{"continuing": ["failed_events", "drift"]}]
     later(engine, 61)
     for _ in range(2):
-        notifier.notify([held("drift", "warning")])
+        notifier.notify([active("drift", "warning")])
     assert sent(web_host)[2:] == [{"ended": ["failed_events"]}]
     assert len({message["id"] for message in web_host.took}) == 3
     assert [row["name"] for row in rows(engine, Notice)] == ["drift"]
 
 
 def test_two_hosts_send_one_message(engine: Engine, notifier: Notifier, web_host: Web) -> None:
-    notifier.notify([held()])
+    notifier.notify([active()])
     later(engine, 61)
     web_host.open.clear()  # the first is still sending when the second begins
     with ThreadPoolExecutor() as pool:
-        sending = [pool.submit(notifier.notify, [held()]) for _ in range(2)]
+        sending = [pool.submit(notifier.notify, [active()]) for _ in range(2)]
         eventually(lambda: any(each.done() for each in sending), 10)  # it found the lease taken
         web_host.open.set()
         for each in sending:
@@ -131,19 +131,19 @@ def test_a_message_that_may_have_arrived_is_repeated_with_its_id(engine: Engine,
         lose_leases(engine)
 
     frozen, other = (notifier_of(engine, {"host": target}) for target in (post_and_freeze, post))
-    frozen.notify([held()])
+    frozen.notify([active()])
     later(engine, 61)
-    frozen.notify([held()])
-    other.notify([held()])
-    other.notify([held()])
+    frozen.notify([active()])
+    other.notify([active()])
+    other.notify([active()])
     assert sent(web_host) == [{"begun": ["failed_events"]}] * 2
     assert len({message["id"] for message in web_host.took}) == 1
-    both = [held(), held("drift")]
+    both = [active(), active("drift")]
     frozen.notify(both)
     later(engine, 61)
     frozen.notify(both)
     for _ in range(2):  # it ends before the message could be repeated
-        other.notify([held()])
+        other.notify([active()])
         later(engine, 61)
     assert sent(web_host)[2:] == [{"begun": ["drift"]}, {"ended": ["drift"]}]
 
@@ -153,31 +153,31 @@ def test_a_failing_target_gets_one_message_when_it_works_again(
 ) -> None:
     [name] = notifier.targets
     web_host.answers.extend([500, 404, 302])
-    notifier.notify([held()])
+    notifier.notify([active()])
     later(engine, 61)
     for attempt, wait in enumerate((15, 30, 60), start=1):
-        notifier.notify([held()])
-        notifier.notify([held()])
+        notifier.notify([active()])
+        notifier.notify([active()])
         assert web_host.tried == attempt, "the next attempt is not due yet"
         later(engine, wait - 5)
-        notifier.notify([held()])
+        notifier.notify([active()])
         assert web_host.tried == attempt, "the pause doubles"
         later(engine, 6)
     [row] = rows(engine, NotifyTarget)
     assert (row["attempts"], row["error"]) == (3, "answered 302")
-    own = held("notify_failed", "warning", name)
-    notifier.notify([held(), held("drift", "warning"), own])
+    own = active("notify_failed", "warning", name)
+    notifier.notify([active(), active("drift", "warning"), own])
     later(engine, 61)
-    notifier.notify([held("drift", "warning"), own])
+    notifier.notify([active("drift", "warning"), own])
     assert sent(web_host) == [{"begun": ["failed_events"]}, {"begun": ["drift"]}], "never about itself"
     assert rows(engine, NotifyTarget)[0]["attempts"] == 0
 
 
 def test_a_target_that_works_again_is_notified_of_what_ended(engine: Engine, notifier: Notifier, web_host: Web) -> None:
     web_host.answers.append(503)
-    notifier.notify([held()])
+    notifier.notify([active()])
     later(engine, 61)
-    notifier.notify([held()])
+    notifier.notify([active()])
     later(engine, 61)
     notifier.notify([])  # ended meanwhile
     assert (sent(web_host), rows(engine, NotifyTarget)[0]["attempts"]) == ([{}], 0)
@@ -194,10 +194,10 @@ def test_a_slow_target_is_cut_off_and_delays_no_other(
         apprise = slow.replace("http://", "json://")
         found = targets.targets(settings(notify=f"{slow},{web_host.url},{apprise}"))
         notifier = notifier_of(engine, found)
-        notifier.notify([held()])
+        notifier.notify([active()])
         later(engine, 61)
         begun = time.monotonic()
-        notifier.notify([held()])
+        notifier.notify([active()])
         assert time.monotonic() - begun < 8
     assert sent(web_host) == [{"begun": ["failed_events"]}]
     failed = {row["name"]: row["error"] for row in rows(engine, NotifyTarget) if row["attempts"]}
@@ -210,9 +210,9 @@ def test_an_unexpected_error_is_reported_and_counts_as_a_refusal(one_engine: Eng
 
     reported: list[BaseException] = []
     notifier = replace(notifier_of(one_engine, {"broken": broken}), report=reported.append)
-    notifier.notify([held()])
+    notifier.notify([active()])
     later(one_engine, 61)
-    notifier.notify([held()])
+    notifier.notify([active()])
     [row] = rows(one_engine, NotifyTarget)
     assert row["attempts"] == 1 and row["error"].startswith("KeyError at ") and "secret-path" not in row["error"]
     assert [type(error) for error in reported] == [KeyError]
@@ -221,7 +221,7 @@ def test_an_unexpected_error_is_reported_and_counts_as_a_refusal(one_engine: Eng
 def test_an_error_of_the_database_is_raised(one_engine: Engine) -> None:
     execute(one_engine, text("DROP TABLE notices"))
     with pytest.raises(DBAPIError):
-        notifier_of(one_engine, {"never": lambda _message: None}).notify([held()])
+        notifier_of(one_engine, {"never": lambda _message: None}).notify([active()])
 
 
 # When something is reported
@@ -229,61 +229,60 @@ def test_an_error_of_the_database_is_raised(one_engine: Engine) -> None:
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
-def known(notified_at: timedelta | None = None, gone: timedelta | None = None, severity: str = "problem") -> Known:
+def known(notified_at: timedelta | None = None, gone: timedelta | None = None, severity: str = "problem") -> Recorded:
     """A condition that began two days ago, and was reported and gone that long ago."""
     times = (each if each is None else NOW - each for each in (notified_at, gone))
-    return Known("failed_events", "", severity, NOW - timedelta(days=2), notified_at is not None, *times)
+    return Recorded("failed_events", "", severity, NOW - timedelta(days=2), notified_at is not None, *times)
 
 
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
-NONE: list[Held] = []
+NONE: list[Active] = []
 
 
 @pytest.mark.parametrize(
-    ("before", "holding", "says"),
+    ("before", "holding", "said"),
     [
-        (None, [held()], {}),
-        (known(), [held()], {"begun"}),
+        (None, [active()], {}),
+        (known(), [active()], {"begun"}),
         (known(), NONE, {}),
-        (known(), [held(explained=True)], {}),
-        (known(MINUTE), [held()], {}),
+        (known(), [active(explained=True)], {}),
+        (known(MINUTE), [active()], {}),
         (known(MINUTE), NONE, {}),
-        (known(DAY), [held()], {"continuing"}),
-        (known(DAY), [held(explained=True)], {}),
-        (known(DAY, DAY), [held(explained=True)], {}),
+        (known(DAY), [active()], {"continuing"}),
+        (known(DAY), [active(explained=True)], {}),
+        (known(DAY, DAY), [active(explained=True)], {}),
         (known(DAY, MINUTE), NONE, {"ended"}),
         (known(DAY, MINUTE / 2), NONE, {}),
-        (known(MINUTE, DAY), [held()], {}),
-        (known(MINUTE, severity="warning"), [held()], {"begun"}),
-        (known(MINUTE), [held(severity="warning")], {}),
-        (known(MINUTE), [held(severity="warning"), held()], {}),
+        (known(MINUTE, DAY), [active()], {}),
+        (known(MINUTE, severity="warning"), [active()], {"begun"}),
+        (known(MINUTE), [active(severity="warning")], {}),
+        (known(MINUTE), [active(severity="warning"), active()], {}),
     ],
 )
-def test_when_something_is_reported(before: Known | None, holding: list[Held], says: set[str]) -> None:
-    recorded: dict[Key, Known] = {before.key: before} if before else {}
+def test_when_something_is_reported(before: Recorded | None, holding: list[Active], said: set[str]) -> None:
+    recorded: dict[Key, Recorded] = {before.key: before} if before else {}
     found = plan(recorded, holding, NOW, REMIND)
-    said = {word for word in WORDS if getattr(found, word)}
-    assert said == set(says)
+    assert {word for word in WORDS if getattr(found, word)} == set(said)
     again = plan(found.when_sent(), holding, NOW, REMIND)
-    assert not again.says and not (again.changed and found.says), "reported once"
+    assert not again.has_news and not (again.changed and found.has_news), "reported once"
 
 
 @pytest.mark.parametrize(("gone", "interrupted"), [(MINUTE / 2, False), (MINUTE, True), (DAY, True)])
 def test_a_condition_that_returns_after_a_minute_counts_from_its_return(gone: timedelta, interrupted: bool) -> None:
     """Its end was not reported, because the target did not answer."""
-    before = {held().key: known(DAY, gone)}
-    found = plan(before, [held()], NOW, REMIND)
+    before = {active().key: known(DAY, gone)}
+    found = plan(before, [active()], NOW, REMIND)
     since = NOW if interrupted else NOW - 2 * DAY
-    assert found.known[held().key].since == since and not found.begun
+    assert found.recorded[active().key].since == since and not found.begun
     assert bool(found.continuing) is not interrupted, "a reminder would be about a moment"
-    afterwards = plan(found.known, [held()], NOW + MINUTE, REMIND)
-    assert afterwards.continuing and not afterwards.begun and afterwards.known[held().key].since == since
+    afterwards = plan(found.recorded, [active()], NOW + MINUTE, REMIND)
+    assert afterwards.continuing and not afterwards.begun and afterwards.recorded[active().key].since == since
 
 
 def test_a_condition_that_its_cause_hides_has_not_ended() -> None:
     before = {("overdue", ""): known(MINUTE)._replace(name="overdue")}
-    hidden = plan(before, [held("no_worker"), held("overdue", explained=True)], NOW, REMIND)
-    assert hidden.known["overdue", ""].gone_since is None and not hidden.says
+    hidden = plan(before, [active("no_worker"), active("overdue", explained=True)], NOW, REMIND)
+    assert hidden.recorded["overdue", ""].gone_since is None and not hidden.has_news
 
 
 # What is reported
@@ -364,9 +363,9 @@ def test_a_test_message_goes_to_each_target(environment: Callable[..., None], we
 def test_apprise_gets_the_text_for_people(service: Service, one_engine: Engine) -> None:
     found = targets.targets(settings(notify=service.url))
     notifier = notifier_of(one_engine, found)
-    notifier.notify([held("drift", "warning")])
+    notifier.notify([active("drift", "warning")])
     later(one_engine, 61)
-    notifier.notify([held("drift", "warning")])
+    notifier.notify([active("drift", "warning")])
     [message] = service.took
     assert (message["title"], message["type"]) == ("workos-sync (staging, sync.example.com): 1 new warning", "warning")
     assert message["message"] == f"New warning: drift holds: do this\n{PAGES}/ops/"

@@ -1,4 +1,4 @@
-"""Pages of hooks: their status, and failed deliveries to retry or discard."""
+"""Pages of hooks: their status, and failed deliveries to retry or dismiss."""
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
@@ -39,7 +39,7 @@ def add(routes: Blueprint, services: Services) -> None:
         if asked := ask_for_reason(url_for("ops.hooks_page")):
             return asked
         number = operate.dismiss(engine, name, chosen_change(), actor(), names, _fingerprint(), shown_at())
-        return _report(number, "discarded")
+        return _report(number, "dismissed")
 
 
 def _fingerprint() -> str | None:

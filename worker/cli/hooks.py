@@ -1,4 +1,4 @@
-"""`workos-sync hooks`: inspect hooks; retry or discard their failed deliveries."""
+"""`workos-sync hooks`: inspect hooks; retry or dismiss their failed deliveries."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GROUP = (
 
 @click.group()
 def hooks() -> None:
-    """Inspect hooks; retry or discard failed deliveries."""
+    """Inspect hooks; retry or dismiss failed deliveries."""
 
 
 @hooks.command("list")
@@ -93,7 +93,7 @@ def hooks_failed(out: output.Listing, hook: str | None, limit: int) -> None:
     rows = operate.deliveries(engine, hook=hook, status=tables.DeliveryStatus.FAILED, limit=limit)
     out.show(rows, people=layout.blocks(GROUP, _groups(rows), output.width(), lead=2))
     if rows and out.for_people:
-        output.note("to retry: workos-sync hooks replay HOOK --reason TEXT; to discard: workos-sync hooks dismiss HOOK")
+        output.note("to retry: workos-sync hooks replay HOOK --reason TEXT; to dismiss: workos-sync hooks dismiss HOOK")
     sys.exit(1 if rows else 0)
 
 
@@ -135,7 +135,7 @@ def hooks_replay(hook: str, change_id: int | None, reason: str | None, as_json: 
 @options.required_reason
 @options.as_json
 def hooks_dismiss(hook: str, change_id: int | None, reason: str, as_json: bool) -> None:
-    """Discard a hook's failed deliveries."""
+    """Dismiss a hook's failed deliveries."""
     names = logging_settings().http_hooks
     number = operate.dismiss(migrated_engine(), hook, change_id, actor(reason), names)
     output.result(f"{number} dismissed", {"dismissed": number}, as_json=as_json)

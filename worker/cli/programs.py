@@ -41,7 +41,7 @@ from worker.hooks import follow
 from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, lost_access, role_map
 from worker.notify.message import Sender
-from worker.notify.notifier import NOTIFY_TICK, ROUNDS, Notifier
+from worker.notify.notifier import INTERVALS, NOTIFY_TICK, Notifier
 from worker.notify.targets import require_usable, targets
 from worker.processes import alive, lane, tail
 from worker.processes.alive import Beats
@@ -222,7 +222,7 @@ def _notify_task(services: Services) -> PeriodicTask:
     report = partial(services.counters.report, Place.TASK, "notify")
     sender = Sender(settings.environment_name, settings.public_url)
     notifier = Notifier(engine, targets(settings), remind, sender, report)
-    seconds = ROUNDS * settings.repair_seconds
+    seconds = INTERVALS * settings.repair_seconds
 
     def compare() -> None:
         if in_transaction(engine, take_tick, NOTIFY_TICK, 0.9 * seconds):

@@ -1,4 +1,4 @@
-"""Operators' view of hooks: their status, and retrying or discarding failed deliveries."""
+"""Operators' view of hooks: their status, and retrying or dismissing failed deliveries."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -122,7 +122,7 @@ def dismiss(
     fingerprint: str | None = None,
     failed_by: datetime | None = None,
 ) -> int:
-    """Discard failed deliveries; with `failed_by`, an aware time, only those that had failed by then.
+    """Dismiss failed deliveries; with `failed_by`, an aware time, only those that had failed by then.
 
     The other arguments, the result and the errors are those of `replay`.
 

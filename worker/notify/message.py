@@ -6,7 +6,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from models.types import JsonObject
-from worker.notify.plan import PROBLEM, Held, Known, Plan
+from worker.notify.plan import PROBLEM, Active, Plan, Recorded
 
 
 class Message(NamedTuple):
@@ -33,9 +33,9 @@ class Sender(NamedTuple):
         names = ", ".join(filter(None, [self.environment, host]))
         return f"workos-sync{f' ({names})' if names else ''}: {text}"
 
-    def link(self, held: Held) -> str | None:
+    def link(self, active: Active) -> str | None:
         """Return the URL of the page about a condition; None without `PUBLIC_URL`."""
-        return f"{self.public_url.rstrip('/')}{held.page}" if self.public_url else None
+        return f"{self.public_url.rstrip('/')}{active.page}" if self.public_url else None
 
 
 def make_message(target: str, found: Plan, sender: Sender) -> Message:
@@ -80,31 +80,31 @@ def make_test_message(sender: Sender, id: str, now: str) -> Message:
     return Message(id, "info", sender.title("test"), text, body)
 
 
-def _counted(held: Sequence[Held], word: str) -> Iterable[str]:
+def _counted(active: Sequence[Active], word: str) -> Iterable[str]:
     for severity in (PROBLEM, "warning"):
-        if number := sum(each.severity == severity for each in held):
+        if number := sum(each.severity == severity for each in active):
             yield f"{number} {word} {severity}{'' if number == 1 else 's'}"
 
 
-def _line(word: str, held: Held, sender: Sender) -> str:
-    link = sender.link(held)
-    return f"{word} {held.severity}: {held.sentence}: {held.remedy}" + (f"\n{link}" if link else "")
+def _line(word: str, active: Active, sender: Sender) -> str:
+    link = sender.link(active)
+    return f"{word} {active.severity}: {active.sentence}: {active.remedy}" + (f"\n{link}" if link else "")
 
 
-def _words(known: Known) -> str:
-    return known.name.replace("_", " ") + (f" ({known.subject})" if known.subject else "")
+def _words(recorded: Recorded) -> str:
+    return recorded.name.replace("_", " ") + (f" ({recorded.subject})" if recorded.subject else "")
 
 
-def _as_json(held: Held, found: Plan, sender: Sender) -> JsonObject:
-    since = found.known[held.key].since.isoformat()
-    about = {"name": held.name, "subject": held.subject, "severity": held.severity, "since": since}
-    return about | {"sentence": held.sentence, "remedy": held.remedy, "url": sender.link(held)}
+def _as_json(active: Active, found: Plan, sender: Sender) -> JsonObject:
+    since = found.recorded[active.key].since.isoformat()
+    about = {"name": active.name, "subject": active.subject, "severity": active.severity, "since": since}
+    return about | {"sentence": active.sentence, "remedy": active.remedy, "url": sender.link(active)}
 
 
 def _id(target: str, found: Plan) -> str:
     """Return the id of a message: a hash of its conditions, and of when each was last reported."""
     conditions = [
-        (word, *each.key, found.known[each.key].since, found.known[each.key].notified_at)
+        (word, *each.key, found.recorded[each.key].since, found.recorded[each.key].notified_at)
         for word, group in (("begun", found.begun), ("continuing", found.continuing), ("ended", found.ended))
         for each in group
     ]

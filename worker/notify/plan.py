@@ -19,7 +19,7 @@ ENDED_AFTER = timedelta(minutes=1)
 """How long a condition must be over before its end is reported."""
 
 
-class Held(NamedTuple):
+class Active(NamedTuple):
     """A condition that holds now. Its texts contain nothing about a person."""
 
     name: str
@@ -41,7 +41,7 @@ class Held(NamedTuple):
         return self.name, self.subject
 
 
-class Known(NamedTuple):
+class Recorded(NamedTuple):
     """A condition as it is recorded for a target: the columns of `models.tables.Notice`."""
 
     name: str
@@ -61,44 +61,47 @@ class Known(NamedTuple):
 class Plan(NamedTuple):
     """The conditions to report to a target, and the rows to record."""
 
-    begun: list[Held]
-    continuing: list[Held]
-    ended: list[Known]
+    begun: list[Active]
+    continuing: list[Active]
+    ended: list[Recorded]
     now: datetime
-    known: Mapping[Key, Known]
+    recorded: Mapping[Key, Recorded]
     """The rows to record before anything is sent, by key."""
     changed: bool
-    """Whether `known` differs from what is recorded."""
+    """Whether `recorded` differs from the present rows."""
 
     @property
-    def says(self) -> bool:
+    def has_news(self) -> bool:
         """Whether there is anything to report."""
         return bool(self.begun or self.continuing or self.ended)
 
-    def when_attempted(self) -> dict[Key, Known]:
+    def when_attempted(self) -> dict[Key, Recorded]:
         """Return what to record before the message is sent."""
         sending = {each.key for each in self.begun}
-        return {key: known._replace(attempted=known.attempted or key in sending) for key, known in self.known.items()}
+        return {
+            key: recorded._replace(attempted=recorded.attempted or key in sending)
+            for key, recorded in self.recorded.items()
+        }
 
-    def when_sent(self) -> dict[Key, Known]:
+    def when_sent(self) -> dict[Key, Recorded]:
         """Return what to record once the target has accepted the message."""
         sent = {each.key: each for each in (*self.begun, *self.continuing)}
         ended = {each.key for each in self.ended}
-        kept = {key: known for key, known in self.known.items() if key not in ended}
+        kept = {key: recorded for key, recorded in self.recorded.items() if key not in ended}
         return kept | {
             key: kept[key]._replace(attempted=True, notified_at=self.now, severity=each.severity)
             for key, each in sent.items()
         }
 
 
-def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind: timedelta) -> Plan:
+def plan(recorded: Mapping[Key, Recorded], active: Iterable[Active], now: datetime, remind: timedelta) -> Plan:
     """Return what to report to a target.
 
-    `known` are the conditions recorded for the target, `held` those that hold now. All times are by the database's
+    `recorded` are the conditions recorded for the target, `active` those that hold now. All times are by the database's
     clock. `remind` is the time between two reminders.
     """
-    worst = _worst(held)
-    following = ((key, _next(known.get(key), worst.get(key), now)) for key in sorted({*known, *worst}))
+    worst = _worst(active)
+    following = ((key, _next(recorded.get(key), worst.get(key), now)) for key in sorted({*recorded, *worst}))
     after = {key: each for key, each in following if each is not None}
     begun, continuing, ended = [], [], []
     for key, each in after.items():
@@ -116,26 +119,34 @@ def plan(known: Mapping[Key, Known], held: Iterable[Held], now: datetime, remind
                 continuing.append(current)
     for reported in (begun, continuing):
         reported.sort(key=lambda each: each.severity != PROBLEM)  # problems come first
-    return Plan(begun, continuing, ended, now, after, dict(known) != after)
+    return Plan(begun, continuing, ended, now, after, dict(recorded) != after)
 
 
-def _worst(held: Iterable[Held]) -> dict[Key, Held]:
+def _worst(active: Iterable[Active]) -> dict[Key, Active]:
     """Return one condition for each key: a problem rather than a warning."""
-    found: dict[Key, Held] = {}
-    for each in held:
+    found: dict[Key, Active] = {}
+    for each in active:
         if each.key not in found or each.severity == PROBLEM:
             found[each.key] = each
     return found
 
 
-def _next(known: Known | None, held: Held | None, now: datetime) -> Known | None:
+def _next(recorded: Recorded | None, active: Active | None, now: datetime) -> Recorded | None:
     """Return what to record about a condition; None to record nothing."""
-    if known is None or not known.attempted:  # a condition that was never reported is forgotten as soon as it ends
-        if held is None or held.explained:
+    if (
+        recorded is None or not recorded.attempted
+    ):  # a condition that was never reported is forgotten as soon as it ends
+        if active is None or active.explained:
             return None
-        return known._replace(severity=held.severity) if known else Known(*held.key, held.severity, since=now)
-    if held is None:
-        return known._replace(gone_since=known.gone_since or now)
-    if known.gone_since is not None and now - known.gone_since >= ENDED_AFTER:  # its end could not be reported in time
-        return known._replace(since=now, gone_since=None)
-    return known._replace(gone_since=None)
+        return (
+            recorded._replace(severity=active.severity)
+            if recorded
+            else Recorded(*active.key, active.severity, since=now)
+        )
+    if active is None:
+        return recorded._replace(gone_since=recorded.gone_since or now)
+    if (
+        recorded.gone_since is not None and now - recorded.gone_since >= ENDED_AFTER
+    ):  # its end could not be reported in time
+        return recorded._replace(since=now, gone_since=None)
+    return recorded._replace(gone_since=None)

@@ -620,7 +620,7 @@ CONDITIONS = (
         after=timedelta(minutes=5),
         section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
-        page_remedy="retry or discard them",
+        page_remedy="retry or dismiss them",
         concerns_mirror=False,
     ),
     Condition(

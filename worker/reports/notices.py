@@ -5,7 +5,7 @@ from string import Formatter
 from redis import Redis
 from sqlalchemy import Engine
 
-from worker.notify.plan import Held
+from worker.notify.plan import Active
 from worker.reports.conditions import PUBLIC_VALUES, Measured, measured
 from worker.reports.health import Health, check_health
 from worker.settings import Settings
@@ -13,22 +13,22 @@ from worker.settings import Settings
 OVERVIEW = "/ops/"
 
 
-def conditions_to_report(engine: Engine, redis: Redis, settings: Settings) -> list[Held]:
+def conditions_to_report(engine: Engine, redis: Redis, settings: Settings) -> list[Active]:
     """Measure the installation, and return what holds; arguments and errors are those of `check_health`."""
     return notices(check_health(engine, redis, settings))
 
 
-def notices(health: Health) -> list[Held]:
+def notices(health: Health) -> list[Active]:
     """Return all conditions that hold. A cause mentions those that it explains, which are marked as explained."""
     found = measured(health)
     return [_notice(each, found) for each in found]
 
 
-def _notice(each: Measured, found: list[Measured]) -> Held:
+def _notice(each: Measured, found: list[Measured]) -> Active:
     condition = each.condition
     effects = [_sentence(other) for other in found if other.because_of == condition.name]
     public = _fields(condition.page) <= PUBLIC_VALUES
-    return Held(
+    return Active(
         name=condition.name,
         subject=str(each.values[condition.subject]) if condition.subject else "",
         severity=each.severity.value,
