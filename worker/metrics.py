@@ -233,9 +233,11 @@ class Counters:
     def _start(self) -> None:
         """Start the thread with the first count: a process that forks earlier has no thread to lose."""
         if self._thread is None and self._in_background:
-            self._thread = threading.Thread(target=self._run, daemon=True, name="counters")
-            self._thread.start()
-            atexit.register(self.close)
+            thread = threading.Thread(target=self._run, daemon=True, name="counters")
+            with suppress(RuntimeError):  # the system has no more threads: the next count tries again
+                thread.start()
+                self._thread = thread
+                atexit.register(self.close)
 
     def _run(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
+from redis.client import Pipeline
 from rq import Callback, Queue, Repeat, Retry, Webhook
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -37,7 +38,7 @@ from worker.processes.drain_job import DrainJob
 from worker.processes.jobs import clearing_flag, make_worker
 from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 from worker.queue.heartbeat import Heartbeat
-from worker.redis_client import open_redis
+from worker.redis_client import NotPrimaryError, open_redis
 from worker.reports.health import check_health
 from worker.throttle import LogThrottle
 
@@ -141,6 +142,22 @@ def test_queued_jobs_of_one_process_end_and_one_waits(services: Services) -> Non
         stopping.set()
         waiting.result(10)
     assert bell.queued_jobs() == 1, "the next process waits"
+
+
+def test_two_rings_at_once_after_a_fail_over_both_succeed(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py reports that another process rang with the same error as a lost connection."""
+    bell, other = services.bell, Doorbell(services.redis, DRAIN)
+    exists, answers = Pipeline.exists, iter((NotPrimaryError("READONLY"),))
+
+    def exists_while_another_rings(pipeline: Pipeline, *keys: str) -> object:
+        for error in answers:
+            raise error
+        monkeypatch.undo()
+        assert other.ring()
+        return exists(pipeline, *keys) and 0
+
+    monkeypatch.setattr(Pipeline, "exists", exists_while_another_rings)
+    assert bell.ring() and bell.queued_jobs() == 1
 
 
 def test_the_sweep_clears_a_flag_without_a_job(

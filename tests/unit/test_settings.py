@@ -350,6 +350,7 @@ def test_every_number_has_bounds(name: str) -> None:
         ("REDIS_URL", "redis://host/0?decode_responses=True", "options that cannot be used: decode_responses"),
         ("REDIS_URL", "rediss://host/0?ssl_nonsense=1", "an option that redis-py does not accept"),
         ("REDIS_URL", "redis://host/0?socket_timeout=soon", "is not a Redis URL"),
+        ("REDIS_URL", "redis://host:٦٣٧٩", "is not a Redis URL"),
         ("DATABASE_URL", "sqlite:///x.db?foo=1", "options that SQLite does not know: foo"),
         ("WEBHOOK_ALLOWED_IPS", "1.2.3.4/24", "has host bits set"),
     ],

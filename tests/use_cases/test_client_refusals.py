@@ -38,12 +38,11 @@ from tests.support.resync import (
 )
 from worker.cli import main
 from worker.decision.payload import MAX_ID_LENGTH, is_id
-from worker.errors import WorkosSyncError
+from worker.errors import WorkOSError, WorkosSyncError
 from worker.kinds import KINDS
 from worker.repair.reads import fetch, work_due
 from worker.repair.resync.listings import Key
 from worker.sandbox import Sandbox
-from worker.workos_api import client as workos_clients
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 
@@ -116,16 +115,12 @@ def wire() -> Iterator[Wire]:
 @contextmanager
 def client_to(wire: Wire, redis: Redis, key: str = "sk_test_wire", **given: Any) -> Iterator[WorkOSClient]:
     """A client that calls the wire once for each read, without waiting."""
-    client = open_client(key, CLIENT_ID, given.pop("base_url", wire.url), Buckets(redis, UNLIMITED), timeout_seconds=5)
+    options: dict[str, Any] = {"base_url": wire.url, "timeout_seconds": 5, "max_tries": 1} | given
+    client = open_client(key, CLIENT_ID, options.pop("base_url"), Buckets(redis, UNLIMITED), **options)
     try:
         yield client
     finally:
         client.close()
-
-
-@pytest.fixture(autouse=True)
-def _one_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workos_clients, "MAX_TRIES", 1)
 
 
 # Ids
@@ -192,6 +187,14 @@ def test_a_cursor_is_sent_as_it_came_or_is_refused(wire: Wire, redis: Redis) -> 
             assert parse_qs(urlsplit(head.split(b" ")[1]).query).get(b"after", [b""]) == [cursor.encode()]
 
         holds()
+
+
+def test_an_answer_that_breaks_off_is_requested_again(wire: Wire, redis: Redis) -> None:
+    """Its head said 200."""
+    wire.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"
+    with client_to(wire, redis, max_tries=2) as workos, pytest.raises(WorkOSError) as raised:
+        Key("users", "").fetch(workos, None)
+    assert len(wire.heads) == 2 and raised.value.status is None
 
 
 EVENT_FIELDS = [

@@ -316,6 +316,20 @@ def test_invalid_domains_delete_none(one_engine: Engine, sandbox: Sandbox, worko
     assert sandbox.calls["GET", "/organization_domains/{id}"] == 0
 
 
+def test_failures_of_a_listing_count_only_until_its_next_page(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    """A listing of thousands of pages takes hours, in which more than three calls may fail."""
+    populate(sandbox.world, organizations=1, members=350)
+    for page in range(1, 5):
+        sandbox.faults.fail(USERS, status=204, page=page)
+    run_id = resync(one_engine, workos)
+    assert (
+        run_row(one_engine, run_id)["status"] == RunStatus.DONE and sandbox.calls["GET", "/user_management/users"] == 8
+    )
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
 def test_malformed_listing_is_requested_again(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:

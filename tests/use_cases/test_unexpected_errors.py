@@ -373,6 +373,10 @@ def test_a_hook_that_refuses_is_not_unexpected(services: Services, logs: list[An
 # Counters
 
 
+def no_more_threads(_: threading.Thread) -> NoReturn:
+    raise RuntimeError("can't start new thread")
+
+
 @errors
 def test_the_thread_of_the_counters_goes_on(
     error: Exception, services: Services, logs: list[Any], monkeypatch: pytest.MonkeyPatch
@@ -486,6 +490,19 @@ def test_a_mistake_in_a_query_is_not_an_unavailable_database(services: Services,
 
     assert app.test_client().get("/mistake").status_code == 500
     assert len(reported(services, logs, Place.REQUEST)) == 1
+
+
+def test_counts_wait_while_the_system_has_no_more_threads(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = Counters(services.redis)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        counters.add("received", "accepted", "user.created")
+    counters.close()
+    wanted = {Name("received", ("accepted", "user.created")): 1.0}
+    assert counted(services.redis) == wanted
+    counters.add("received", "accepted", "user.created")
+    assert counters._thread is not None, "the next count tries again"
+    counters.close()
 
 
 def test_foreign_numbers_in_redis_are_not_counts(services: Services) -> None:

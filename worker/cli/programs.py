@@ -177,7 +177,7 @@ def clock_and_tail_part(settings: Settings, redis_url: str, _engine: Engine) -> 
 def _run_clock_and_tail(settings: Settings, redis_url: str) -> None:
     """Run the periodic tasks, and tail the events API in a thread. One process needs less memory than two.
 
-    Whatever ends the thread ends the process too, which the supervisor then starts again.
+    Whatever ends one of them ends the process, which the supervisor then starts again.
     """
     with until_stopped() as stop, ThreadPoolExecutor(1, "tail") as pool:
 
@@ -188,7 +188,10 @@ def _run_clock_and_tail(settings: Settings, redis_url: str) -> None:
                 stop.set()
 
         tailing = pool.submit(run_tail) if settings.repairs else None
-        _run_tasks(settings, RedisServer(settings), stop)
+        try:
+            _run_tasks(settings, RedisServer(settings), stop)
+        finally:
+            stop.set()
         if tailing is not None:
             tailing.result()
 

@@ -3,6 +3,7 @@
 import threading
 import time
 import uuid
+from contextlib import suppress
 
 import structlog
 from redis import Redis
@@ -126,10 +127,10 @@ class Doorbell:
         if time.monotonic() < self._quiet_until:
             return False
         try:
-            try:
+            with suppress(NotPrimaryError):
                 self._enqueue_unless_flagged()
-            except NotPrimaryError:
-                self._enqueue_unless_flagged()  # on a new connection; redis-py itself does not retry watched commands
+                return True
+            self._enqueue_unless_flagged()  # on a new connection; redis-py itself does not retry watched commands
         except RedisError as error:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
             log.warning("ring_failed", lane=self.lane, error=what_is_wrong(error)[0])

@@ -367,12 +367,14 @@ def _notify_failures(tx: Connection, settings: Settings) -> list[NotifyFailure]:
 
 def _read_redis(redis: Redis, names: Sequence[str]) -> tuple[str | None, list[Lane], RedisTrouble | None]:
     """Return the id of the database that uses Redis, the lanes, and why Redis cannot wake workers, if it cannot."""
+    owner = None
     try:
         require_writable(redis)
-        return claimed_by(redis), _lanes(redis, names), None
+        owner = claimed_by(redis)
+        return owner, _lanes(redis, names), None
     except RedisError as error:
         name = "redis_replica" if isinstance(error, NotPrimaryError) else "redis_away"
-        return None, _unknown(names), RedisTrouble(*what_is_wrong(error), name)
+        return owner, _unknown(names), RedisTrouble(*what_is_wrong(error), name)
 
 
 def _lanes(redis: Redis, names: Sequence[str]) -> list[Lane]:

@@ -28,7 +28,7 @@ class CallError(WorkosSyncError):
 
     Attributes:
         name: the class of the SDK's error, class and place of any other error, or what is wrong with the answer.
-        status: the HTTP status; None if there was no answer.
+        status: the HTTP status; None if there was no answer, or only a part of one.
         read_at: WorkOS's time, in UTC; None if there was no answer, or one without it.
         retry_after: the seconds to wait, if WorkOS sent `Retry-After`.
         body: the JSON object of the answer; empty if there was none.

@@ -55,13 +55,15 @@ class Sdk:
         except Exception as error:
             # Not always a `WorkOSError`: the SDK fails on some ids (`..`), and on some bodies of errors (a list).
             wait, described = getattr(error, "retry_after", None), getattr(error, "response_json", None)
+            of_network = isinstance(error, workos.WorkOSError) and not hasattr(error, "status_code")
             raise CallError(
                 _name(error) if isinstance(error, workos.WorkOSError) else unexpected(error),
-                getattr(error, "status_code", self._answers.status),
+                # The network may fail in the middle of an answer, whose status then says nothing.
+                None if of_network else getattr(error, "status_code", self._answers.status),
                 self._answers.date,
                 retry_after=float(wait) if isinstance(wait, int | float) else None,
                 body=described if isinstance(described, dict) else {},
-                unanswered=isinstance(error, workos.WorkOSError),
+                unanswered=of_network,
             ) from error
         if not isinstance(answer, dict) or self._answers.status not in SUCCESS:
             name = NOTHING if self._answers.empty else "answered no object"

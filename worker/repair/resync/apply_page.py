@@ -68,7 +68,7 @@ def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry
             tx.execute(update(Run).where(Run.id == run_id, later).values(workos_from=page.read_at))
         if number := len(rows) + sum((item.kind, item.id) in failed for item in items):
             log.warning("invalid_items", run=run_id, listing=key.name, number=number)
-        listings.record_page(tx, run_id, key, page.after, listing.began, invalid=number > 0)
+        listings.record_page(tx, run_id, listing, page.after, invalid=number > 0)
         if LISTINGS[key.name][1].full_resync is Frequency.ONCE:
             organizations = [item.id for item in items if item.kind is ORGANIZATION]
             for name in listings.named(Frequency.EACH_ORGANIZATION):

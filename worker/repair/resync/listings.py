@@ -84,13 +84,18 @@ def open_listings(engine: Engine, run_id: str, limit: int) -> list[Open]:
         return [Open(Key(name, parent), after, at) for name, parent, after, at in rows]
 
 
-def record_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, invalid: bool) -> None:
-    """Record that a page is applied, and the cursor of the next. None: it was the last page."""
+def record_page(tx: Connection, run_id: str, listing: Open, after: str | None, *, invalid: bool) -> None:
+    """Record that a page is applied, and the cursor of the next. None: it was the last page.
+
+    If the listing continued from a cursor, its failures are over. They do not add up over the hours that a listing of
+    thousands of pages takes. One that had to begin again may fail again at the same page.
+    """
     any_invalid = Listing.invalid | invalid
     ended = case((any_invalid, ListingState.PARTIAL), else_=ListingState.COMPLETE)
     state = ListingState.OPEN if after is not None else ended
-    values = {"after": after, "state": state, "invalid": any_invalid, "began_at": began}
-    tx.execute(update(Listing).where(*_is(run_id, key)).values(values))
+    attempts = Listing.attempts if listing.after is None else 0
+    values = {"after": after, "state": state, "invalid": any_invalid, "began_at": listing.began, "attempts": attempts}
+    tx.execute(update(Listing).where(*_is(run_id, listing.key)).values(values))
 
 
 def give_up(tx: Connection, run_id: str, key: Key) -> None:
