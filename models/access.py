@@ -2,7 +2,7 @@
 
 import math
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, exists, func, select
 from sqlalchemy.orm import Session
@@ -11,6 +11,7 @@ from models.addresses import normalize_address
 from models.tables import MirrorState
 from models.views import (
     EXPIRED_EVENTS,
+    LARGEST_BOUND,
     auto_join_blocks,
     auto_join_domains,
     member_permissions,
@@ -18,9 +19,6 @@ from models.views import (
     uncertain_access,
     workspace_members,
 )
-
-LARGEST_BOUND = 86_400.0
-"""The largest staleness bound, in seconds: a day."""
 
 
 class WorkspaceAccess(NamedTuple):
@@ -114,13 +112,13 @@ def access_of(
     return Access(found.role, found.complete_to)
 
 
-def _require_possible(found: Row[str, str], max_staleness: float) -> None:
+def _require_possible(found: Row[*tuple[Any, ...]], max_staleness: float) -> None:
     smallest: float = found.smallest_bound_seconds
     if not smallest <= max_staleness <= LARGEST_BOUND:  # false for NaN too
         raise ValueError(f"max_staleness must be from {smallest:g} to {LARGEST_BOUND:g} seconds")
 
 
-def _require_fresh(found: Row[str, str], max_staleness: float | None, complete_to: datetime | None) -> None:
+def _require_fresh(found: Row[*tuple[Any, ...]], max_staleness: float | None, complete_to: datetime | None) -> None:
     if found.state != "current":
         raise Stale("the mirror is not filled yet", found.complete_to, 60)
     known: datetime | None = found.complete_to

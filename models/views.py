@@ -200,7 +200,9 @@ SELECT organization_id, user_id, event_id, since FROM failed_effects
 )
 """Access that a failed event may have changed. An empty id means all workspaces, or all persons."""
 EXPIRED_EVENTS = "expired-events"
-"""The `event_id` in `uncertain_access` if events expired at WorkOS before they were read. `ROLE_OF` repeats it."""
+"""The `event_id` in `uncertain_access` if events expired at WorkOS before they were read."""
+LARGEST_BOUND = 86_400.0
+"""The largest staleness bound, in seconds: a day."""
 
 auto_join_domains = _view(
     "auto_join_domains",
@@ -414,7 +416,7 @@ A role that `ROLE_MAP` does not name grants no permissions. Empty until a full r
 """
 
 
-ROLE_OF = """
+ROLE_OF = f"""
 DECLARE
     found record;
 BEGIN
@@ -428,15 +430,15 @@ BEGIN
     LEFT JOIN workspace_members AS member
       ON member.organization_id = role_of.organization_id AND member.user_id = role_of.user_id;
     -- NaN is greater than any number.
-    IF max_staleness IS NULL OR NOT max_staleness BETWEEN found.smallest_bound_seconds AND 86400 THEN
-        RAISE EXCEPTION 'max_staleness must be from % to 86400 seconds', found.smallest_bound_seconds
+    IF max_staleness IS NULL OR NOT max_staleness BETWEEN found.smallest_bound_seconds AND {LARGEST_BOUND:.0f} THEN
+        RAISE EXCEPTION 'max_staleness must be from % to {LARGEST_BOUND:.0f} seconds', found.smallest_bound_seconds
             USING ERRCODE = 'invalid_parameter_value';
     ELSIF found.state <> 'current' THEN
         RAISE EXCEPTION 'stale: the mirror is not filled yet' USING ERRCODE = 'WS001';
     ELSIF found.age_seconds IS NULL OR NOT found.age_seconds BETWEEN 0 AND max_staleness THEN
         RAISE EXCEPTION 'stale: complete up to %', COALESCE(found.complete_to::text, 'no time yet')
             USING ERRCODE = 'WS001', DETAIL = COALESCE(found.error, '');
-    ELSIF found.event_id = 'expired-events' THEN
+    ELSIF found.event_id = '{EXPIRED_EVENTS}' THEN
         RAISE EXCEPTION 'stale: events expired at WorkOS before they were read; run: workos-sync resync'
             USING ERRCODE = 'WS001';
     ELSIF found.event_id IS NOT NULL THEN
@@ -445,7 +447,7 @@ BEGIN
     END IF;
     RETURN found.role;
 END
-"""
+"""  # noqa: S608 - our own constants
 """The body of the PostgreSQL function `role_of`: `models.access.role_of` with a bound, in seconds, for SQL.
 
 Returns the role, or null for no access. Raises WS001 if the answer may be older than the bound, and

@@ -17,7 +17,10 @@ PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
     {
         "models",
-        *(f"worker.{name}" for name in ("backoff", "env", "errors", "group_commit", "lazy", "throttle", "times")),
+        *(
+            f"worker.{name}"
+            for name in ("backoff", "env", "errors", "group_commit", "json_format", "lazy", "throttle", "times")
+        ),
     },
     {
         f"worker.{name}"

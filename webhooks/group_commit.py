@@ -103,7 +103,7 @@ class AsyncGroupCommit(Generic[T, R]):
             self._writing = None
 
     def _next_group(self) -> "list[_Waiting[T, R]]":
-        """Return the next items to write, without those that timed out: they were already answered with 503."""
+        """Return the next items to write, without those that timed out: nobody waits for them any more."""
         group: list[_Waiting[T, R]] = []
         while self._waiting and len(group) < self._max_items:
             waiting = self._waiting.popleft()

@@ -194,7 +194,10 @@ def _count_refused(counters: Counters, reason: str, *, claimed: bool = True) -> 
 
 
 def _count_valid(counters: Counters, position: int) -> None:
-    """Record that the secret at `position` has verified a delivery, unless it is a test event."""
+    """Record that the secret at `position` has verified a delivery, and restart the counts of refused ones.
+
+    A test event does neither. It is known by its header, because the body is not parsed yet.
+    """
     if TEST_HEADER not in request.headers:
         counters.note_time("secret_used", str(position + 1))
         counters.clear(*(Name(REFUSED_SINCE_VALID, (reason,)) for reason in REFUSALS))

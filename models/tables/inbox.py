@@ -45,9 +45,13 @@ class Event(Base):
     partition_key: Mapped[int] = mapped_column(SmallInteger(), server_default="0")
     """Derived from the object's id, so that concurrent drains choose different objects."""
     attempts: Mapped[int] = mapped_column(server_default="0")
+    """Failed attempts since the last replay that count towards the limit."""
     outcome: Mapped[Outcome | None]
     decided_by: Mapped[str | None]
-    """The event id of the version that won over a stale or tombstoned event, or that an applied tie replaced."""
+    """The event id of the version that won over a stale or tombstoned event, or that an applied tie replaced.
+
+    Empty: that version was read from the API.
+    """
     error: Mapped[str | None]
     """Why the last attempt failed; None if it has not failed. Not every failed attempt counts in `attempts`."""
     fingerprint: Mapped[str | None]

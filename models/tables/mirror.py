@@ -27,7 +27,7 @@ class DeletedBy(StrEnum):
     EVENT = "event"
     """A delete event: the tombstone is final."""
     RESYNC = "resync"
-    """A resync: a confirmed read can bring the object back."""
+    """A 404 to a read, for a resync, an event, a refresh or a revocation. A later read can bring the object back."""
 
 
 class Mirrored(Base):

@@ -60,11 +60,20 @@ values = st.one_of(
 _numbers = itertools.count()
 
 
+SHOWN = 2_000
+"""Bytes of a body that are shown."""
+
+
 class Posted(NamedTuple):
     """A body to post, and the headers to post it with besides the signature."""
 
     body: bytes
     headers: dict[str, str]
+
+    def __repr__(self) -> str:
+        """Without the middle of a long body, of whose length Hypothesis would warn."""
+        body = self.body if len(self.body) <= SHOWN else self.body[: SHOWN // 2] + b" ... " + self.body[-SHOWN // 2 :]
+        return f"Posted({body!r} of {len(self.body)} bytes, {self.headers})"
 
 
 def paths(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:

@@ -306,7 +306,7 @@ def test_a_deleted_object_keeps_the_local_role_that_is_stored() -> None:
 def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = False) -> State:
     """The state that the API showed in that second; with `gone`, a 404."""
     version = Version(NOON + timedelta(seconds=updated), NOON + timedelta(seconds=seconds) + DATE_STEP, "")
-    return State(version, gone, {"name": name}, by_resync=gone)
+    return State(version, gone, {"name": name}, by_read=gone)
 
 
 @pytest.mark.parametrize(
@@ -343,16 +343,16 @@ def test_only_an_event_after_the_read_needs_another_read(current: State, event: 
     assert needs_confirmation(event, shown) is None
 
 
-def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> State:
-    return replace(at(updated, deleted=True), by_resync=by_resync, erased=erased)
+def gone(updated: int, *, by_read: bool = False, erased: bool = False) -> State:
+    return replace(at(updated, deleted=True), by_read=by_read, erased=erased)
 
 
 @pytest.mark.parametrize(
     ("current", "incoming", "delete_is_final", "outcome"),
     [
-        (gone(5, by_resync=True), at(9, name="b"), True, Outcome.TOMBSTONED),
-        (gone(5, by_resync=True), at(9, name="b"), False, Outcome.TOMBSTONED),
-        (gone(5, by_resync=True), gone(1), True, Outcome.UNCHANGED),
+        (gone(5, by_read=True), at(9, name="b"), True, Outcome.TOMBSTONED),
+        (gone(5, by_read=True), at(9, name="b"), False, Outcome.TOMBSTONED),
+        (gone(5, by_read=True), gone(1), True, Outcome.UNCHANGED),
         (gone(5, erased=True), gone(9), True, Outcome.TOMBSTONED),
         (gone(5), gone(1, erased=True), True, Outcome.UNCHANGED),
     ],
@@ -379,7 +379,7 @@ def test_an_event_within_the_second_of_a_read_needs_confirmation() -> None:
     [
         (None, at(1), Finding.MISSING),
         (at(1, deleted=True), at(5), None),
-        (gone(1, by_resync=True), at(5), None),
+        (gone(1, by_read=True), at(5), None),
         (at(1), at(1), Finding.EQUAL),
         (at(5), at(1), Finding.EQUAL),
         (at(1), at(2, name="b"), Finding.STALE),
@@ -453,7 +453,7 @@ def test_a_stale_state_that_adds_nothing_is_not_written() -> None:
         (keyed(at(2, 0, "e2"), "k", at(1).version), keyed(at(1, 0, "e3"), "l"), ConfirmationReason.TIE),
         (keyed(at(0, 9, "e2"), "k", read_at(5).version), keyed(at(0, 5), "l"), ConfirmationReason.SAME_SECOND),
         (keyed(at(0, 9, "e2"), "k", read_at(5).version), keyed(at(0, 4), "l"), None),
-        (unkeyed(gone(5, by_resync=True)), keyed(at(1)), ConfirmationReason.UNDER_TOMBSTONE),
+        (unkeyed(gone(5, by_read=True)), keyed(at(1)), ConfirmationReason.UNDER_TOMBSTONE),
         (unkeyed(read_at(5)), keyed(at(0, 5)), ConfirmationReason.SAME_SECOND),  # although the event is applied
     ],
 )
@@ -500,7 +500,7 @@ def test_a_listing_fills_columns_that_no_payload_had(
         (keyed(at(9)), keyed(at(5, 9, ""), None), keyed(at(5, 9, ""), None), Finding.DIFFERENT),
         (unkeyed(at(9)), keyed(at(5, 9, "")), keyed(at(5, 9, "")), Finding.DIFFERENT),
         (
-            keyed(gone(9, by_resync=True)),
+            keyed(gone(9, by_read=True)),
             unkeyed(at(5, 9, "")),
             keyed(at(5, 9, ""), "k", at(9).version),
             Finding.MISSING,
@@ -518,11 +518,11 @@ def test_a_confirmed_read_that_omits_a_column_leaves_it(
     [
         (None, None, None, Finding.EQUAL),
         (gone(1), None, gone(1), Finding.EQUAL),
-        (gone(1, by_resync=True), None, gone(1, by_resync=True), Finding.EQUAL),
-        (at(1), None, gone(1, by_resync=True), Finding.EXTRA),
+        (gone(1, by_read=True), None, gone(1, by_read=True), Finding.EQUAL),
+        (at(1), None, gone(1, by_read=True), Finding.EXTRA),
         (None, at(1), at(1), Finding.MISSING),
         (gone(1), at(5), gone(1), Finding.ANOMALY),
-        (gone(9, by_resync=True), at(5), at(5), Finding.MISSING),
+        (gone(9, by_read=True), at(5), at(5), Finding.MISSING),
         (at(9), at(5), at(5), Finding.EQUAL),
         (at(9), at(5, name="b"), at(5, name="b"), Finding.DIFFERENT),
     ],

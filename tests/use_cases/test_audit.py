@@ -33,6 +33,7 @@ from worker.bootstrap import Services
 from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.errors import BusyError, ConfigurationError, OperatorError, UnknownIdError
 from worker.hooks import operate
+from worker.inbox import dismissal
 from worker.inbox.selection import Selection
 from worker.mirror import auto_join_policy, role_map
 from worker.mirror.erasure import erase_deleted, forget
@@ -93,7 +94,7 @@ def test_change_of_auto_join_is_recorded_once(engine: Engine) -> None:
 ACTS: dict[str, tuple[Action, Callable[[Engine, Actor], object]]] = {
     "resync": (Action.RESYNC, resync.start),
     "replay": (Action.REPLAY, lambda engine, actor: replay.start(engine, Selection(failed=True), actor)),
-    "dismiss event": (Action.DISMISS_EVENT, lambda engine, actor: replay.dismiss(engine, ["event_failed"], actor)),
+    "dismiss event": (Action.DISMISS_EVENT, lambda engine, actor: dismissal.dismiss(engine, ["event_failed"], actor)),
     "retry": (Action.RETRY_DELIVERIES, lambda engine, actor: operate.replay(engine, "crm", None, actor)),
     "dismiss deliveries": (
         Action.DISMISS_DELIVERIES,
@@ -153,7 +154,7 @@ def test_refused_actions_are_not_recorded(filled: Engine) -> None:
         forget(filled, USER, ann)
     with pytest.raises(UnknownIdError):
         operate.dismiss(filled, "none", None, ann)
-    assert replay.dismiss(filled, ["event_none"], ann) == 0 and not replay.cancel(filled, "none", ann)
+    assert dismissal.dismiss(filled, ["event_none"], ann) == 0 and not replay.cancel(filled, "none", ann)
     assert rows(filled, Audit) == []
     resync.start(filled, ann, organization_id=ORG)
     in_transaction(filled, lambda tx: tx.execute(update(Run).values(leased_until=db_now_plus(60))))
@@ -164,7 +165,7 @@ def test_refused_actions_are_not_recorded(filled: Engine) -> None:
 
 def test_each_dismissed_event_has_a_row(filled: Engine) -> None:
     apply_events(filled, [made("user.updated", event_id="event_other", id=None)])
-    assert replay.dismiss(filled, ["event_other", "event_failed", "event_none"], by("ann", "tests")) == 2
+    assert dismissal.dismiss(filled, ["event_other", "event_failed", "event_none"], by("ann", "tests")) == 2
     assert sorted(row["object_id"] for row in rows(filled, Audit)) == ["event_failed", "event_other"]
 
 

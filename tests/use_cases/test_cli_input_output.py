@@ -19,8 +19,8 @@ from tests.support import made
 from tests.support.auto_join import apply_events
 from tests.support.cli import report, run
 from tests.support.processes import environment
+from worker import json_format
 from worker.cli import options
-from worker.mirror import change_feed
 
 KEY = "sk_test_unheard_of_key"
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -137,7 +137,7 @@ def test_other_times_are_refused_with_the_accepted_forms(text: str) -> None:
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_every_time_in_our_own_json_is_accepted(at: datetime) -> None:
-    assert since(json.loads(change_feed.as_json({"at": at}))["at"]) == at
+    assert since(json.loads(json_format.as_json({"at": at}))["at"]) == at
 
 
 # Streams that are not UTF-8

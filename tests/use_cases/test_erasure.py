@@ -15,6 +15,7 @@ from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.actors import by
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, quietly, report, resync
+from worker.inbox.dismissal import dismiss
 from worker.inbox.selection import Selection
 from worker.inbox.store import ReceivedEvent
 from worker.kinds import KINDS, READERS
@@ -23,7 +24,7 @@ from worker.kinds.user import User
 from worker.mirror import erasure
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
-from worker.repair.replay import dismiss, plan
+from worker.repair.replay import plan
 from worker.reports import listings
 from worker.sandbox import Sandbox
 from worker.workos_api.client import WorkOSClient

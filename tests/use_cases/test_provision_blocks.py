@@ -19,8 +19,8 @@ from tests.support.auto_join import (
     sign_up,
 )
 from worker.errors import OperatorError
+from worker.inbox.dismissal import dismiss
 from worker.mirror import auto_join_policy, erasure, retention
-from worker.repair.replay import dismiss
 
 REMOVALS = {
     "removed": lambda world, membership: world.delete_membership(membership),

@@ -1,5 +1,6 @@
 """Replay: failed events are decided again after a fix, and correct rows stay unchanged."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from tests.support.actors import by
 from tests.support.resync import changes
 from tests.support.stories import store
 from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
+from worker.inbox import dismissal
 from worker.inbox.selection import Selection
 from worker.inbox.store import backlog
 from worker.kinds import READERS
@@ -123,6 +125,21 @@ def test_replayed_events_wait_since_the_replay(one_engine: Engine, bell: Doorbel
         assert held is not None and replays.replay(one_engine, held, bell, FAST)
     waiting = read(one_engine, backlog)
     assert waiting.pending == 1 and waiting.oldest_seconds < 60
+
+
+@pytest.mark.parametrize("per_second", [0.5, 3.0])
+def test_a_slow_replay_never_waits_for_long(
+    one_engine: Engine, bell: Doorbell, per_second: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops only between two waits."""
+    store(one_engine, events(7))
+    apply_all(one_engine)
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    run_id = replays.start(one_engine, Selection(), by("ann"))
+    with lease(one_engine, run_id) as held:
+        assert held is not None and replays.replay(one_engine, held, bell, per_second)
+    assert sum(slept) == pytest.approx(7 / per_second) and max(slept) <= max(1.0, 1 / per_second)
 
 
 def test_replayed_event_has_fresh_attempts(one_engine: Engine, bell: Doorbell, bug: Callable[[], None]) -> None:
@@ -247,7 +264,7 @@ def test_dismissed_event_records_operator_and_reason(
     one_engine: Engine, bell: Doorbell, bug: Callable[[], None]
 ) -> None:
     fail_all(one_engine, events(3))
-    assert replays.dismiss(one_engine, ["event_0000", "event_9999"], by("ann", "a test")) == 1
+    assert dismissal.dismiss(one_engine, ["event_0000", "event_9999"], by("ann", "a test")) == 1
     [dismissed] = [row for row in rows(one_engine, Event) if row["status"] == "dismissed"]
     assert (dismissed["dismissed_by"], dismissed["dismissed_why"]) == ("ann", "a test")
     bug()

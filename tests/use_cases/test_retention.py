@@ -17,6 +17,7 @@ from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sampl
 from tests.support.actors import by
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
 from tests.support.stories import store
+from worker.inbox.dismissal import dismiss
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
 from worker.mirror.erasure import forget
@@ -24,7 +25,6 @@ from worker.mirror.retention import BATCH, Periods, retain
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import bind
-from worker.repair.replay import dismiss
 from worker.repair.work import Repair
 from worker.runs import create
 from worker.sandbox import Sandbox

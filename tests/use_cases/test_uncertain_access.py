@@ -36,6 +36,7 @@ from tests.support.resync import (
 from tests.support.tail import TailProcess, ask, filled, following, fresh, pass_time, publish_applied, state, tail
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.inbox.dismissal import dismiss
 from worker.inbox.drain import DrainLimits
 from worker.inbox.selection import Selection
 from worker.kinds import READERS
@@ -43,7 +44,6 @@ from worker.mirror.uncertainty import mark_all_uncertain
 from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.reads import work_due
-from worker.repair.replay import dismiss
 from worker.repair.schedule import schedule
 from worker.reports.explain import explain
 from worker.runs import lease

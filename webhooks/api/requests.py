@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from models.access import LARGEST_BOUND
 from models.tables import Action, Via
+from models.views import LARGEST_BOUND
 from worker.decision.payload import is_id, parse_time
 from worker.kinds import KINDS
 from worker.repair.refresh import ACCESS, Target

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from flask import Flask
 
-from worker.mirror.change_feed import as_json
+from worker.json_format import as_json
 from worker.reports.conditions import duration
 
 HUES = 6

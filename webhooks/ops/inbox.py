@@ -9,6 +9,7 @@ from webhooks.ops.lists import GROUPS, chosen, chosen_page, chosen_period, shown
 from webhooks.ops.shared import actor, ask_for_reason, start_run
 from worker.audit import Actor
 from worker.bootstrap import Services
+from worker.inbox import dismissal
 from worker.inbox.selection import Selection
 from worker.kinds import SUBSCRIBED
 from worker.repair import replay
@@ -51,7 +52,7 @@ def add(routes: Blueprint, services: Services) -> None:
         back = url_for("ops.event", event_id=event_id)
         if asked := ask_for_reason(back):
             return asked
-        if replay.dismiss(engine, [event_id], actor()):
+        if dismissal.dismiss(engine, [event_id], actor()):
             flash("Event dismissed.", "good")
         else:
             flash("Only failed events can be dismissed.", "bad")
@@ -121,6 +122,6 @@ def _replay(services: Services, selection: Selection, *, again: bool = False) ->
 def _dismiss(services: Services, selection: Selection, back: str) -> Response:
     if asked := ask_for_reason(back):
         return asked
-    number = replay.dismiss_all(services.engine, selection, actor(), shown_at())
+    number = dismissal.dismiss_all(services.engine, selection, actor(), shown_at())
     flash(f"{number:,} failed {'event' if number == 1 else 'events'} dismissed.", "good" if number else "bad")
     return redirect(back)

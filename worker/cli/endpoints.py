@@ -20,8 +20,7 @@ from worker.lazy import lazy_imports
 
 with lazy_imports():
     from models import database, types
-    from worker import audit, bootstrap, kinds, metrics, settings, webhook_endpoints
-    from worker.mirror import change_feed
+    from worker import audit, bootstrap, json_format, kinds, metrics, settings, webhook_endpoints
     from worker.processes import embedded
     from worker.repair import environment
     from worker.workos_api import client
@@ -124,7 +123,7 @@ def _create(workos: client.WorkOSClient, url: str) -> _Answer:
     except BadRequestError as error:
         raise OperatorError(f"{error}. {SAME_URL}") from error
     # Under any other name, the secret is in the answer. WorkOS shows it only now.
-    secret = created.get("secret") or change_feed.as_json(created)
+    secret = created.get("secret") or json_format.as_json(created)
     text = f"created endpoint {created.get('id')} with {len(kinds.SUBSCRIBED)} event types\n"
     return _Answer(str(created.get("id")), f"{text}signing secret, shown only once: {secret}", ["created"], secret)
 

@@ -14,8 +14,8 @@ from worker.errors import OperatorError
 from worker.lazy import lazy_imports
 
 with lazy_imports():
-    from worker.inbox import selection
-    from worker.mirror import change_feed
+    from worker import json_format
+    from worker.inbox import dismissal, selection
     from worker.repair import replay as replays
     from worker.reports import access, explain, listings
 
@@ -95,7 +95,7 @@ def events_show(event_id: str, as_json: bool) -> None:
     output.section("Changes", CHANGES, with_fields, lead=3)
     if body is not None:
         output.title("Payload")
-        output.lines(layout.wrap(layout.plain(change_feed.as_json(body)), output.width()))
+        output.lines(layout.wrap(layout.plain(json_format.as_json(body)), output.width()))
     if event["status"] == EventStatus.FAILED:
         output.note(f"to retry: workos-sync replay --id {event_id} --reason TEXT")
         output.note(f"to dismiss: workos-sync events dismiss {event_id} --reason TEXT")
@@ -143,7 +143,7 @@ def events_dismiss(event_ids: tuple[str, ...], reason: str, as_json: bool) -> No
 
     Dismissed events are neither retried nor reported as a problem.
     """
-    number = replays.dismiss(migrated_engine(), event_ids, actor(reason))
+    number = dismissal.dismiss(migrated_engine(), event_ids, actor(reason))
     output.result(f"{number} dismissed", {"dismissed": number}, as_json=as_json)
     if number < len(set(event_ids)):
         rest = len(set(event_ids)) - number

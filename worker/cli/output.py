@@ -21,7 +21,7 @@ from worker.cli.layout import Column
 from worker.lazy import lazy_imports
 
 with lazy_imports():
-    from worker.mirror import change_feed
+    from worker import json_format
 
 if TYPE_CHECKING:
     from models.types import Record
@@ -57,7 +57,7 @@ def note(text: str) -> None:
 
 def json(value: object) -> None:
     """Print a value as JSON."""
-    click.echo(change_feed.as_json(value))
+    click.echo(json_format.as_json(value))
 
 
 def result(text: str, values: Record, *, as_json: bool) -> None:
@@ -171,7 +171,7 @@ class Listing:
             json(rows if document is None else document)
         elif self.form == "jsonl":
             for row in rows:
-                click.echo(change_feed.as_json(row, indent=None))
+                click.echo(json_format.as_json(row, indent=None))
         elif not on_terminal():
             tab_separated(names, rows)
         else:

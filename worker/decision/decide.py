@@ -71,7 +71,7 @@ class State:
     version: Version
     deleted: bool
     content: Content
-    by_resync: bool = False
+    by_read: bool = False
     """For a tombstone: whether it comes from a 404 of the API and not from a delete event."""
     erased: bool = False
     """Whether personal data has been blanked and must not be restored. A user must be deleted; a membership or an
@@ -92,7 +92,7 @@ class State:
         In `decide`, a state does not replace one of higher finality. The exception is an id that can be created again
         and that an event deleted: there the later state wins. A confirmed read also replaces the tombstone of a resync.
         """
-        return self.deleted and self.erased, self.deleted, self.deleted and not self.by_resync
+        return self.deleted and self.erased, self.deleted, self.deleted and not self.by_read
 
 
 def no_tie_break(_content: Content) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ def decide(
 
 
 def _is_outranked(incoming: State, current: State, *, delete_is_final: bool) -> bool:
-    return current.finality > incoming.finality and (delete_is_final or current.by_resync)
+    return current.finality > incoming.finality and (delete_is_final or current.by_read)
 
 
 def _joined(winner: State, other: State) -> State:
@@ -164,7 +164,7 @@ class ConfirmationReason(StrEnum):
     """Why an event requires a confirmed read."""
 
     TIE = "another state at the same time"
-    UNDER_TOMBSTONE = "event for an object that a resync found deleted"
+    UNDER_TOMBSTONE = "event for an object that a read found deleted"
     SAME_SECOND = "event in the second in which the API was read"
 
 
@@ -180,7 +180,7 @@ def needs_confirmation(
     if current is None:
         return None
     if _is_outranked(incoming, current, delete_is_final=delete_is_final):
-        return ConfirmationReason.UNDER_TOMBSTONE if current.by_resync else None
+        return ConfirmationReason.UNDER_TOMBSTONE if current.by_read else None
     if (delete_is_final and incoming.deleted) or _same(current, fill_omitted(current, incoming)):
         return None  # a final delete settles it
     event, stored = incoming.version, {current.version, *current.versions.values()}
@@ -228,17 +228,17 @@ def confirm(current: State | None, read: State | None, *, delete_is_final: bool 
     """Return the state to keep after a confirmed read, and the finding; `read` is None for a 404 of WorkOS.
 
     A confirmed read wins over any live state, even one whose `updated_at` is wrongly in the future, and over a
-    tombstone of a resync. With `delete_is_final`, it never wins over a delete event. `current` must not have
+    tombstone of a read. With `delete_is_final`, it never wins over a delete event. `current` must not have
     changed since the read began.
     """
     if read is None:
         if current is None or current.deleted:
             return current, Finding.EQUAL
-        return replace(current, deleted=True, by_resync=True), Finding.EXTRA
+        return replace(current, deleted=True, by_read=True), Finding.EXTRA
     if current is None:
         return read, Finding.MISSING
     read = fill_omitted(current, read)
-    if delete_is_final and current.deleted and not current.by_resync:
+    if delete_is_final and current.deleted and not current.by_read:
         return current, Finding.ANOMALY
     if current.deleted:
         return read, Finding.MISSING

@@ -12,7 +12,7 @@ from standardwebhooks.webhooks import Webhook
 from models.types import JsonObject
 from worker import traces
 from worker.errors import HookError
-from worker.mirror.change_feed import as_json
+from worker.json_format import as_json
 from worker.settings import Settings
 
 MAX_ANSWER_BYTES = 65_536

@@ -66,18 +66,18 @@ With `status = 'pending'`, PostgreSQL would expect few events, and read all pend
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 """The error columns of an event that has not failed."""
 DONE: Record = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
-"""The columns that all events of a batch get."""
+"""The columns that every applied or ignored event gets, beside those of `_done_columns`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainLimits:
-    """The limits of a drain. Times are in seconds."""
+    """The limits of a drain. Times are in seconds. The defaults are for tests."""
 
     batch_size: int = 1000
     max_attempts: int = 10
     first_backoff: float = 1.0
     max_seconds: float = 20.0
-    """A drain stops after this time, so that its job ends well before RQ would end it."""
+    """A drain starts no new batch after this time."""
 
 
 class ClaimedBatch(NamedTuple):
@@ -98,12 +98,12 @@ class AttemptedBatch(NamedTuple):
     """A batch that was attempted.
 
     Attributes:
-        accepted: acceptance time of each applied event, replayed ones excluded, on the `time.monotonic` clock; used
+        accepted_at: when each applied event was accepted, replayed ones excluded, on the `time.monotonic` clock; used
             to compute ages after the commit.
         last, more_due: as in `ClaimedBatch`.
     """
 
-    accepted: Sequence[float] = ()
+    accepted_at: Sequence[float] = ()
     last: bool = False
     more_due: bool = False
 
@@ -149,7 +149,7 @@ class Drain:
         while not self._should_stop() and time.monotonic() < ends:
             batch = (_small_batch(self._engine, self._limits) if small else None) or self._recorded_batch()
             if batch is not None:
-                self._on_applied([time.monotonic() - at for at in batch.accepted])
+                self._on_applied([time.monotonic() - at for at in batch.accepted_at])
             if batch is None or batch.last:  # events that arrive later ring the bell themselves
                 self._emptied = True
                 return True
@@ -180,8 +180,8 @@ def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
     chosen: list[str] = []
     try:
         with traces.batch():
-            accepted = in_transaction(engine, _apply_due, limits, chosen)
-        return None if accepted is None else AttemptedBatch(accepted, last=True)
+            accepted_at = in_transaction(engine, _apply_due, limits, chosen)
+        return None if accepted_at is None else AttemptedBatch(accepted_at, last=True)
     except Exception as error:
         if not chosen:
             raise
@@ -194,7 +194,7 @@ def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
 def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[float] | None:
     """Apply all events that are due, and put their ids into `chosen`.
 
-    Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more
+    Returns when they were accepted, as `AttemptedBatch.accepted_at`. Returns None, and applies nothing, if more
     events are due than `SMALL_BATCH` or than fit in a batch, if one of them has used an attempt, or if a batch is
     recorded.
     """
@@ -340,7 +340,7 @@ def _describe(error: Exception) -> str:
 def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> list[float]:
     """Apply the events of a recorded batch, and delete the record.
 
-    Returns when its events were accepted, as `AttemptedBatch.accepted`.
+    Returns when its events were accepted, as `AttemptedBatch.accepted_at`.
     """
     now = time.monotonic()  # measured again if the transaction is retried
     if not _delete_batch(tx, batch.id):
@@ -475,8 +475,8 @@ def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decis
     columns: Record = {"id": id, "occurred_at": at, "outcome": Outcome.IGNORED}
     columns |= dict.fromkeys(("decided_by", "kind", "object_id", "organization_id"))
     if snapshot is not None and decision is not None:
-        lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED) or decision.needs_confirmation
-        columns |= {"outcome": decision.outcome, "decided_by": decision.compared_with if lost else None}
+        explains = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED) or decision.needs_confirmation
+        columns |= {"outcome": decision.outcome, "decided_by": decision.compared_with if explains else None}
         columns |= {"kind": snapshot.kind.name, "object_id": snapshot.id}
         columns["organization_id"] = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)
     return columns

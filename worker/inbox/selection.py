@@ -35,7 +35,7 @@ class Selection:
         times = {name: datetime.fromisoformat(stored[name]) for name in ("since", "until") if name in stored}
         return cls(**stored | times | {"ids": tuple(stored.get("ids", ()))})
 
-    def matches(self) -> list[ColumnElement[bool]]:
+    def conditions(self) -> list[ColumnElement[bool]]:
         """Return the given fields as conditions on `Event`. An unknown status matches nothing."""
         equal = {
             Event.type: self.type,
@@ -54,17 +54,17 @@ class Selection:
             found.append(Event.received_at < self.until)
         return found
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the conditions of `matches`, and that an event can be replayed.
+    def replayable(self) -> list[ColumnElement[bool]]:
+        """Return these conditions, and that an event can be replayed.
 
         Pending events never match: they are processed soon anyway. Dismissed events match only by id or status. With a
         fingerprint, only failed events match unless a status is given.
         """
         failed = Event.status == inline_literal(EventStatus.FAILED)
         if self.ids or self.failed or self.status:
-            return [*self.matches(), Event.status != EventStatus.PENDING]
+            return [*self.conditions(), Event.status != EventStatus.PENDING]
         if self.fingerprint:
-            return [*self.matches(), failed]
+            return [*self.conditions(), failed]
         # An ignored event without a payload would be ignored again.
         useful = or_(Event.body.is_not(None), Event.outcome != Outcome.IGNORED)
-        return [*self.matches(), or_(failed, (Event.status == EventStatus.DONE) & useful)]
+        return [*self.conditions(), or_(failed, (Event.status == EventStatus.DONE) & useful)]

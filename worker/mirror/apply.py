@@ -93,7 +93,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
                 row = change(kind, id, current, state, arrival.cause, arrival.cause_id)
                 changes.append(row._replace(**_workos_times(current, state), **arrival.origin._asdict()))
             # The delete event of what a resync found deleted changes nothing, but it says when.
-            if current is not None and (state.version != incoming.version or (current.by_resync and incoming.deleted)):
+            if current is not None and (state.version != incoming.version or (current.by_read and incoming.deleted)):
                 late.append(_late_version(kind, current, incoming, arrival))
         save_rows(tx, kind, updated, seen)
     if late:
@@ -230,7 +230,7 @@ def found_change(
     if before is None:
         had = after.content["created_at"]
     else:
-        read_before = before.version.from_api and not before.by_resync
+        read_before = before.version.from_api and not before.by_read
         had = before.version.event_at - DATE_STEP if read_before else before.since
     last_had = max(filter(None, (had, verified_at)), default=EPOCH)
     found_at = read_at + DATE_STEP
@@ -277,7 +277,7 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
         version,
         deleted=row["deleted_by"] is not None,
         content={name: row[name] for name in kind.columns},
-        by_resync=row["deleted_by"] == DeletedBy.RESYNC,
+        by_read=row["deleted_by"] == DeletedBy.RESYNC,
         erased=row["erased"],
         versions={name: _version(*values) if values else version for name, values in own.items()},
     )
@@ -294,7 +294,7 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
     arrived, whether they won or not.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
-    known = _deleted(tx, kind, [id for id, state in states.items() if state.by_resync])
+    already_deleted = _deleted(tx, kind, [id for id, state in states.items() if state.by_read])
     update_rows(tx, kind.table, rows, **_touched(kind))
     if kind in ADDRESSES:
         table, key = ADDRESSES[kind]
@@ -302,7 +302,7 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
         hashes = {(id, address.hash) for id, address in emails if address}
         insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
     # A tombstone of a resync that is saved again says nothing about when access ended.
-    note_lost_access(tx, kind, {id: state for id, state in states.items() if id not in known})
+    note_lost_access(tx, kind, {id: state for id, state in states.items() if id not in already_deleted})
 
 
 @functools.cache
@@ -327,7 +327,7 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
         "updated_at": state.version.updated_at,
         "event_at": state.version.event_at,
         "event_id": state.version.event_id,
-        "deleted_by": (DeletedBy.RESYNC if state.by_resync else DeletedBy.EVENT) if state.deleted else None,
+        "deleted_by": (DeletedBy.RESYNC if state.by_read else DeletedBy.EVENT) if state.deleted else None,
         "erased": state.erased,
         "column_versions": own,
         # The API does not return every column, so one may be missing for an object that was first seen there.

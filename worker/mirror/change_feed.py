@@ -1,9 +1,7 @@
 """The change feed for products: the changes after an id in commit order, and a snapshot to start from."""
 
-import json
 import time
 from collections.abc import Generator
-from datetime import datetime
 
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
@@ -18,11 +16,6 @@ POLL_SECONDS = 0.25
 FETCH_SIZE = 500
 SNAPSHOT = (workspaces, workspace_members, workspace_invitations, auto_join_domains, sign_in_methods)
 """The views in a snapshot, in the order of the rows."""
-
-
-def as_json(value: object, *, indent: int | None = 2) -> str:
-    """Return a value as JSON, with times as ISO 8601 text in UTC; on one line if `indent` is None."""
-    return json.dumps(value, indent=indent, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
 def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[Record]:

@@ -106,14 +106,14 @@ def _ended_objects(kind: Kind, states: Mapping[str, State], now: datetime) -> It
     """Yield a row for each deleted user, and each deleted or deactivated membership."""
     for id, state in states.items():
         version, content = state.version, state.content
-        event_id = None if state.by_resync else version.event_id or None
+        event_id = None if state.by_read else version.event_id or None
         about = {"kind": kind.name, "object_id": id, "event_id": event_id}
-        deleted_at = now if state.by_resync or version.event_at == EPOCH else version.event_at
+        deleted_at = now if state.by_read or version.event_at == EPOCH else version.event_at
         if kind is USER and state.deleted and not state.erased:  # erasing saves it again
             yield {"organization_id": EVERYWHERE, "user_id": id, "since": deleted_at} | about
         if kind is MEMBERSHIP and content["organization_id"] and content["user_id"]:
             pair = {"organization_id": content["organization_id"], "user_id": content["user_id"]}
-            if content["status"] == INACTIVE and not state.by_resync:
+            if content["status"] == INACTIVE and not state.by_read:
                 yield pair | {"since": version.updated_at} | about  # it was deactivated before it was deleted
             elif state.deleted:
                 yield pair | {"since": deleted_at} | about

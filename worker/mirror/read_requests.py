@@ -1,8 +1,8 @@
 """Requests for confirmed reads: rows of the table `reads`, each for an object to be read from WorkOS by id.
 
-An event requests a read if it is about an object that a resync found deleted or read in the same second, if its times
-tie with those of another state, if a parent stays missing, if it deletes a role, or if it failed. A resync requests a
-read for every difference that a listing cannot decide. `worker.repair.reads` makes the reads.
+An event requests a read if it is about an object that a read found deleted or that was read in the same second, if its
+times tie with those of another state, if a parent stays missing, if it deletes a role, or if it failed. A resync
+requests a read for every difference that a listing cannot decide. `worker.repair.reads` makes the reads.
 """
 
 import json

@@ -20,7 +20,7 @@ LIFE_SECONDS = 20.0
 WAIT_SECONDS = 0.4
 """Maximum time until a waiting job notices that it must stop, or that another job is queued."""
 MANY_EVENTS = 8
-"""From this many events in one drain, the next drain starts `GATHER_SECONDS` later."""
+"""From this many events in one drain, replayed ones not counted, the next drain starts `GATHER_SECONDS` later."""
 GATHER_SECONDS = 0.02
 """Makes the next batch larger: the statements of a batch cost as much as some dozens of events."""
 
@@ -37,7 +37,7 @@ class DrainJob:
         self._services = services
         self._bell = services.bell
         self._stopping = stopping
-        self._applied = 0
+        self._new_applied = 0
         self.waits = False
         """Whether the running job is waiting for a ring."""
         limits = drain_limits(services.settings)
@@ -52,10 +52,10 @@ class DrainJob:
         keeps = False
         try:
             while keeps := self._bell.keep_flag():
-                self._applied = 0
-                if not self._drain_and_notify() or not self._wait(ends):
+                self._new_applied = 0
+                if not self._drain_and_ring() or not self._wait(ends):
                     break
-                if self._applied >= MANY_EVENTS:
+                if self._new_applied >= MANY_EVENTS:
                     self._stopping.wait(GATHER_SECONDS)
         except RedisError:
             keeps = False  # do not wait for Redis again; the flag expires by itself
@@ -63,14 +63,15 @@ class DrainJob:
         finally:
             if keeps:
                 self._bell.clear_flag()
-        if (not self._drain_and_notify() or keeps) and not self._bell.queued_jobs():
+        if (not self._drain_and_ring() or keeps) and not self._bell.queued_jobs():
             self._bell.ring()  # the next job drains, and waits
 
     def _count(self, ages: list[float]) -> None:
-        self._applied += len(ages)
+        self._new_applied += len(ages)
         self._services.counters.observe(ACCEPTED_TO_APPLIED, ages)
 
-    def _drain_and_notify(self) -> bool:
+    def _drain_and_ring(self) -> bool:
+        """Drain, and ring the lanes that may have work because of it; return as `Drain`."""
         done = self._drain()
         settings = self._services.settings
         # Only for speed: the clock rings too.

@@ -1,1 +1,1 @@
-"""Wakes worker processes through Redis, which may lose its data at any time."""
+"""Wakes worker processes through Redis, and shows which are alive. Redis may lose its data at any time."""

@@ -6,33 +6,29 @@ new ones.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
+from sqlalchemy import Connection, Engine, case, func, or_, select, update
 
-from models.database import in_transaction, read_transaction, sqlite_write_lock, transactional
+from models.database import read_transaction, sqlite_write_lock, transactional
 from models.tables import Action, Event, EventStatus, Run, RunStatus, Task
-from models.types import db_now, inline_literal
+from models.types import db_now
 from worker import audit
 from worker.errors import AlreadyReplayedError, OperatorError
 from worker.inbox.drain import NO_ERROR, apply_by_id
 from worker.inbox.selection import Selection
 from worker.leases import Lease
-from worker.mirror import uncertainty
 from worker.queue.doorbell import Doorbell
 from worker.runs import create, finish
 
 log = structlog.get_logger()
 
 BATCH = 50
-"""Events made pending in one transaction."""
+"""Upper bound on the events made pending in one transaction. A slow replay makes fewer, so that it can stop soon."""
 PLAN_BATCH = 200
 """Events processed together by a dry run."""
-DISMISSED_AT_ONCE = 1_000
-"""Events dismissed in one transaction."""
 RECENT_REPLAYS = 100
 """Replays that are searched for one with the same selection."""
 
@@ -47,7 +43,7 @@ class Plan(NamedTuple):
     outcomes: dict[str, int]
     """Outcome, or `failed`, to number of events."""
     changes: int
-    """How many rows would be added to `changes`."""
+    """How many rows would be added to `changes`, without those that auto-join derives from them."""
 
 
 def plan(engine: Engine, selection: Selection) -> Plan:
@@ -57,7 +53,7 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     """
     outcomes: Counter[str] = Counter()
     changes = 0
-    selected = select(Event.id, Event.body.is_(None).label("blanked")).where(*selection.conditions())
+    selected = select(Event.id, Event.body.is_(None).label("blanked")).where(*selection.replayable())
     with read_transaction(engine) as tx:
         rows = tx.execute(selected.order_by(Event.object_id.nulls_last(), Event.id)).all()
     ids = [row.id for row in rows]
@@ -83,8 +79,8 @@ def start(tx: Connection, selection: Selection, actor: audit.Actor, *, again: bo
         AlreadyReplayedError: the selection was replayed before, and `again` is false.
         OperatorError: no event matches.
     """
-    matches = selection.conditions()
-    total = tx.execute(select(func.count()).select_from(Event).where(*matches)).scalar_one()
+    replayable = selection.replayable()
+    total = tx.execute(select(func.count()).select_from(Event).where(*replayable)).scalar_one()
     if not total:
         raise OperatorError("no event matches; see: workos-sync events list")
     wanted = selection.as_json()
@@ -93,7 +89,7 @@ def start(tx: Connection, selection: Selection, actor: audit.Actor, *, again: bo
     last = next((run for run in recent if run.selection == wanted), None)
     if last is not None and not again:
         changed = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
-        if tx.execute(select(Event.id).where(*matches, Event.body.is_not(None), changed).limit(1)).first() is None:
+        if tx.execute(select(Event.id).where(*replayable, Event.body.is_not(None), changed).limit(1)).first() is None:
             raise AlreadyReplayedError(
                 f"run {last.id} of {last.requested_by} replayed the same selection; to repeat it, use --again"
             )
@@ -112,8 +108,9 @@ def replay(
     Raises:
         LeaseLostError: another worker took over the run, or it was cancelled.
     """
+    size = max(1, min(BATCH, int(per_second)))
     while not stopping():
-        number = lease.in_transaction(engine, _requeue_batch, lease)
+        number = lease.in_transaction(engine, _requeue_batch, lease, size)
         if number is None:
             return True
         bell.ring()
@@ -121,13 +118,13 @@ def replay(
     return False
 
 
-def _requeue_batch(tx: Connection, lease: Lease) -> int | None:
-    """Make the next events pending; return how many, or None if there are no more."""
+def _requeue_batch(tx: Connection, lease: Lease, size: int) -> int | None:
+    """Make up to `size` events pending; return how many, or None if there are no more."""
     run = tx.execute(select(Run.__table__).where(Run.id == lease.key)).one()
     # Events received after the replay was requested are not part of it.
-    matches = [*Selection.from_json(run.selection).conditions(), Event.received_at <= run.created_at]
-    some = select(Event.id, Event.body.is_not(None)).where(*matches, Event.id > (run.after or "")).order_by(Event.id)
-    found = tx.execute(some.limit(BATCH).with_for_update()).all()
+    replayable = [*Selection.from_json(run.selection).replayable(), Event.received_at <= run.created_at]
+    some = select(Event.id, Event.body.is_not(None)).where(*replayable, Event.id > (run.after or "")).order_by(Event.id)
+    found = tx.execute(some.limit(size).with_for_update()).all()
     if not found:
         finish(tx, lease, RunStatus.DONE)
         log.info("replay_finished", run=run.id, events=run.done, skipped=run.skipped)
@@ -148,56 +145,6 @@ def results(engine: Engine, run_id: str) -> dict[str, int]:
     counts = select(result, func.count()).where(Event.replay_id == run_id).group_by(result)
     with read_transaction(engine) as tx:
         return {str(word): number for word, number in tx.execute(counts)}
-
-
-@transactional
-def dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
-    """Mark failed events as dismissed; return how many of `ids` had failed.
-
-    Raises:
-        ConfigurationError: `actor` gives no reason.
-    """
-    dismissed = _dismiss(tx, Event.id.in_(ids), actor)
-    for id, organization_id in dismissed:
-        about = {"kind": "event", "object_id": id, "organization_id": organization_id}
-        audit.note(tx, actor, Action.DISMISS_EVENT, **about)
-    return len(dismissed)
-
-
-def dismiss_all(engine: Engine, selection: Selection, actor: audit.Actor, failed_by: datetime | None = None) -> int:
-    """Mark all failed events of a selection as dismissed; return their number.
-
-    With `failed_by`, an aware time, only those that had failed by then. The audit gets one row for each
-    `DISMISSED_AT_ONCE` events.
-
-    Raises:
-        ConfigurationError: `actor` gives no reason.
-    """
-    total = 0
-    while number := in_transaction(engine, _dismiss_some, selection, actor, failed_by):
-        total += number
-    return total
-
-
-def _dismiss_some(tx: Connection, selection: Selection, actor: audit.Actor, failed_by: datetime | None) -> int:
-    failed = [*selection.matches(), Event.status == inline_literal(EventStatus.FAILED)]
-    if failed_by is not None:
-        failed.append(Event.processed_at <= failed_by)
-    some = select(Event.id).where(*failed).limit(DISMISSED_AT_ONCE)
-    number = len(_dismiss(tx, Event.id.in_(some), actor))
-    if number:
-        wanted = selection.as_json()
-        audit.note(tx, actor, Action.DISMISS_EVENT, kind="event", selection=wanted, events=number)
-    return number
-
-
-def _dismiss(tx: Connection, which: ColumnElement[bool], actor: audit.Actor) -> list[tuple[str, str | None]]:
-    """Dismiss the failed events that meet a condition; return id and workspace of each, sorted."""
-    failed = update(Event).where(which, Event.status == EventStatus.FAILED)
-    values = {"status": EventStatus.DISMISSED, "dismissed_by": actor.who, "dismissed_why": actor.reason}
-    dismissed = tx.execute(failed.values(values).returning(Event.id, Event.organization_id)).all()
-    uncertainty.clear_after_events(tx, [id for id, _ in dismissed])
-    return sorted((id, organization_id) for id, organization_id in dismissed)
 
 
 @transactional

@@ -44,7 +44,7 @@ NOT_DONE = (NotFoundError, BadRequestError, RateLimitedError, InvalidApiKeyError
 """Answers to a revocation that ended no session. After any other error, it may have."""
 
 
-class Loss(NamedTuple):
+class ClaimedRevocation(NamedTuple):
     """A pending revocation as this worker claimed it; the fields are columns."""
 
     organization_id: str
@@ -88,35 +88,37 @@ class SessionRevoker:
                 working.result()
 
     def _until_none_is_due(self) -> None:
-        while not self.stopping() and (loss := in_transaction(self.engine, _claim_next)):
-            self._work(loss)
+        while not self.stopping() and (revocation := in_transaction(self.engine, _claim_next)):
+            self._work(revocation)
 
-    def _work(self, loss: Loss) -> None:
+    def _work(self, revocation: ClaimedRevocation) -> None:
         try:
-            self._revoke(loss)
+            self._revoke(revocation)
         except Exception as error:  # noqa: BLE001 - `why_failed` raises what is not about the person; the claim expires
             problem = why_failed(self.workos, error)
-            wait = backoff(loss.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
-            failed = _if_claimed(loss).values(error=problem, attempts=loss.attempts + 1, due_at=db_now_plus(wait))
+            wait = backoff(revocation.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
+            failed = _update_if_claimed(revocation).values(
+                error=problem, attempts=revocation.attempts + 1, due_at=db_now_plus(wait)
+            )
             in_transaction(self.engine, Connection.execute, failed)
             self.counters.add(REVOCATION_FAILURES)
-            names = {"organization_id": loss.organization_id, "user_id": loss.user_id}
+            names = {"organization_id": revocation.organization_id, "user_id": revocation.user_id}
             log.warning("revocation_failed", **names, problem=problem, again_in_seconds=wait)
 
-    def _revoke(self, loss: Loss) -> None:
-        self._confirm(loss)
-        session_ids, problem = self._active_sessions(loss)
+    def _revoke(self, revocation: ClaimedRevocation) -> None:
+        self._confirm(revocation)
+        session_ids, problem = self._active_sessions(revocation)
         for session_id in session_ids:
             self.workos.wait_to_revoke()
             if self.stopping():
-                in_transaction(self.engine, Connection.execute, _if_claimed(loss).values(due_at=db_now()))
+                in_transaction(self.engine, Connection.execute, _update_if_claimed(revocation).values(due_at=db_now()))
                 return
-            if not in_transaction(self.engine, _count_if_still_lost, loss):
+            if not in_transaction(self.engine, _count_if_still_lost, revocation):
                 return
             try:
                 self.workos.revoke_session(session_id)
             except NOT_DONE as error:
-                uncounted = _if_claimed(loss).values(sessions=Revocation.sessions - 1)
+                uncounted = _update_if_claimed(revocation).values(sessions=Revocation.sessions - 1)
                 in_transaction(self.engine, Connection.execute, uncounted)
                 if isinstance(error, BadRequestError):
                     problem = error  # about this session, so the others are revoked; a listing shows whether it ended
@@ -124,39 +126,39 @@ class SessionRevoker:
                     raise
         if problem:
             raise problem
-        seconds = in_transaction(self.engine, _finish, loss)
+        seconds = in_transaction(self.engine, _finish, revocation)
         if seconds is not None:
             self.counters.observe(LOST_TO_REVOKED, [seconds])
 
-    def _confirm(self, loss: Loss) -> None:
+    def _confirm(self, revocation: ClaimedRevocation) -> None:
         """Read what ended the access, and the person's memberships; raise `WorkOSError` if they may have access.
 
         The reads correct the mirror. So if the person does have access, the next attempt drops the revocation.
         """
-        kind = KINDS[loss.kind]
-        if not self._is_over(kind, loss.object_id, loss):
-            raise WorkOSError(f"WorkOS shows {kind} {loss.object_id} as active")
+        kind = KINDS[revocation.kind]
+        if not self._is_over(kind, revocation.object_id, revocation):
+            raise WorkOSError(f"WorkOS shows {kind} {revocation.object_id} as active")
         if kind is not MEMBERSHIP:
             return
         try:
-            listed = self.workos.memberships_of(loss.organization_id, loss.user_id).items
+            listed = self.workos.memberships_of(revocation.organization_id, revocation.user_id).items
         except (NotFoundError, BadRequestError):
             return  # the workspace or the user is gone too
         for found in listed:
             # Its event may not have arrived.
             if isinstance(found, dict) and found.get("status") == "active" and isinstance(id := found.get("id"), str):
-                self._is_over(MEMBERSHIP, id, loss)
+                self._is_over(MEMBERSHIP, id, revocation)
                 raise WorkOSError(f"WorkOS shows membership {id} as active")
 
-    def _is_over(self, kind: Kind, id: str, loss: Loss) -> bool:
+    def _is_over(self, kind: Kind, id: str, revocation: ClaimedRevocation) -> bool:
         """Read an object from WorkOS; return whether it is gone or inactive."""
-        cause = (Cause.EVENT, loss.event_id) if loss.event_id else (Cause.SETTINGS, SETTING)
+        cause = (Cause.EVENT, revocation.event_id) if revocation.event_id else (Cause.SETTINGS, SETTING)
         result = confirmed_read(self.engine, self.workos, kind, id, cause)
         after = result.after
         gone = after is None or after.deleted or after.content.get("status") == INACTIVE
         return gone and result.finding is not Finding.ANOMALY
 
-    def _active_sessions(self, loss: Loss) -> tuple[list[str], WorkOSError | None]:
+    def _active_sessions(self, revocation: ClaimedRevocation) -> tuple[list[str], WorkOSError | None]:
         """Return the ids of the sessions to end, and an error if WorkOS listed others that cannot be ended.
 
         All pages are read first, because revoking may shift them.
@@ -165,7 +167,7 @@ class SessionRevoker:
         after = None
         while True:
             try:
-                page = self.workos.sessions_of(loss.user_id, after)
+                page = self.workos.sessions_of(revocation.user_id, after)
             except NotFoundError:
                 return [], None  # the user is gone, and with them all sessions
             found += page.items
@@ -174,66 +176,69 @@ class SessionRevoker:
         valid = [
             session
             for session in found
-            if isinstance(session, dict) and session.get("user_id") == loss.user_id
+            if isinstance(session, dict) and session.get("user_id") == revocation.user_id
             if isinstance(session.get("id"), str)
         ]
         ids = [
             session["id"]
             for session in valid
             if session.get("status") not in ENDED
-            if loss.organization_id in (EVERYWHERE, session.get("organization_id"))
+            if revocation.organization_id in (EVERYWHERE, session.get("organization_id"))
         ]
         invalid = WorkOSError("sessions: WorkOS listed a session without an id, or of another user")
         return ids, None if len(valid) == len(found) else invalid
 
 
-def _claim_next(tx: Connection) -> Loss | None:
+def _claim_next(tx: Connection) -> ClaimedRevocation | None:
     """Claim a revocation that is due, so that no other worker does; drop those of people who have access again."""
-    columns = (Revocation.__table__.c[name] for name in Loss._fields)
+    columns = (Revocation.__table__.c[name] for name in ClaimedRevocation._fields)
     due = select(*columns).where(*_due()).order_by(Revocation.due_at).limit(1).with_for_update(skip_locked=True)
     while row := tx.execute(due).one_or_none():
-        loss = Loss(*row)
-        if not _drop_if_accessible(tx, loss):
-            claimed = loss._replace(claim=loss.claim + 1)
-            tx.execute(_if_claimed(loss).values(claim=claimed.claim, due_at=db_now_plus(CLAIM_SECONDS)))
+        revocation = ClaimedRevocation(*row)
+        if not _drop_if_accessible(tx, revocation):
+            claimed = revocation._replace(claim=revocation.claim + 1)
+            tx.execute(_update_if_claimed(revocation).values(claim=claimed.claim, due_at=db_now_plus(CLAIM_SECONDS)))
             return claimed
     return None
 
 
-def _count_if_still_lost(tx: Connection, loss: Loss) -> bool:
+def _count_if_still_lost(tx: Connection, revocation: ClaimedRevocation) -> bool:
     """Return whether the claim holds and the person has no access; then extend the claim and count a session.
 
     It is counted before it is revoked, so that it is in the audit even if the worker is killed or the answer is lost.
     """
     counted = {"due_at": db_now_plus(CLAIM_SECONDS), "sessions": Revocation.sessions + 1}
-    return not _drop_if_accessible(tx, loss) and tx.execute(_if_claimed(loss).values(counted)).rowcount > 0
+    return (
+        not _drop_if_accessible(tx, revocation)
+        and tx.execute(_update_if_claimed(revocation).values(counted)).rowcount > 0
+    )
 
 
-def _drop_if_accessible(tx: Connection, loss: Loss) -> bool:
-    if loss.organization_id == EVERYWHERE:
-        gone = select(User.id).where(User.id == loss.user_id, User.deleted_by.is_not(None))
+def _drop_if_accessible(tx: Connection, revocation: ClaimedRevocation) -> bool:
+    if revocation.organization_id == EVERYWHERE:
+        gone = select(User.id).where(User.id == revocation.user_id, User.deleted_by.is_not(None))
         accessible = tx.execute(gone).one_or_none() is None
     else:
         with Session(bind=tx) as session:
-            accessible = role_of(session, loss.user_id, loss.organization_id) is not None
+            accessible = role_of(session, revocation.user_id, revocation.organization_id) is not None
     if accessible:
-        settle(tx, RevocationState.DROPPED, "the person has access again", *_claimed(loss))
+        settle(tx, RevocationState.DROPPED, "the person has access again", *_still_claimed(revocation))
     return accessible
 
 
-def _finish(tx: Connection, loss: Loss) -> float | None:
+def _finish(tx: Connection, revocation: ClaimedRevocation) -> float | None:
     """Settle a revocation, unless the claim is lost; return the seconds since an event's time if sessions ended."""
-    for row in settle(tx, RevocationState.DONE, None, *_claimed(loss)):
+    for row in settle(tx, RevocationState.DONE, None, *_still_claimed(revocation)):
         if row["sessions"] and row["event_id"]:
             seconds: float = (row["settled_at"] - row["since"]).total_seconds()
             return seconds
     return None
 
 
-def _claimed(loss: Loss) -> tuple[ColumnElement[bool], ...]:
-    of_loss = Revocation.organization_id == loss.organization_id, Revocation.user_id == loss.user_id
-    return *of_loss, PENDING, Revocation.claim == loss.claim
+def _still_claimed(revocation: ClaimedRevocation) -> tuple[ColumnElement[bool], ...]:
+    of_person = Revocation.organization_id == revocation.organization_id, Revocation.user_id == revocation.user_id
+    return *of_person, PENDING, Revocation.claim == revocation.claim
 
 
-def _if_claimed(loss: Loss) -> Update:
-    return update(Revocation).where(*_claimed(loss))
+def _update_if_claimed(revocation: ClaimedRevocation) -> Update:
+    return update(Revocation).where(*_still_claimed(revocation))

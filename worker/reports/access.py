@@ -35,7 +35,7 @@ MAX_CHANGES = 500
 """Maximum number of a membership's changes searched for the cause of its access and role."""
 DELETED = {
     DeletedBy.EVENT: "was deleted in WorkOS",
-    DeletedBy.RESYNC: "no longer exists in WorkOS (found by a resync)",
+    DeletedBy.RESYNC: "no longer exists in WorkOS (found by a read)",
 }
 ACTIVE = "active membership; neither the person nor the workspace is deleted"
 """Why a person has access."""

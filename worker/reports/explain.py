@@ -337,7 +337,7 @@ def _outcome(event: Record, changes: Sequence[Record], winners: Mapping[str, Rec
         case Outcome.TOMBSTONED if event["decided_by"]:
             return f"permanently deleted by {_winner(event, winners)}; deletes are final"
         case Outcome.TOMBSTONED:
-            return "a resync had found it deleted, so a confirmed read was requested"
+            return "a read had found it deleted, so a confirmed read was requested"
     return "events of this type are not mirrored"
 
 

@@ -131,22 +131,21 @@ def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], li
     snapshots: list[Snapshot] = []
     invalid: list[Difference] = []
 
-    def id_of(item: object, place: int) -> str:
+    def id_of(item: object) -> str:
         id = item.get("id") if isinstance(item, dict) else None
         if isinstance(id, str) and is_id(id):
             return id
-        return f"without id: {place} of {'/'.join(filter(None, (*key, page.after)))}"
+        return f"without id: {len(snapshots) + len(invalid)} of {'/'.join(filter(None, (*key, page.after)))}"
 
     for item in page.items:
-        place = len(snapshots) + len(invalid)
         try:
             for name, shown in listing.objects(item, key.parent) if listing.objects else ((kind.name, item),):
-                id = id_of(shown, len(snapshots) + len(invalid))
+                id = id_of(shown)
                 try:
                     snapshots.append(read_object(KINDS[name], shown, page.read_at, roles))
                 except Exception as error:  # noqa: BLE001 - one item must not fail its page
                     problem = error.field if isinstance(error, PayloadError) else unexpected(error)
                     invalid.append(drift.invalid(KINDS[name], id, problem))
         except PayloadError as error:
-            invalid.append(drift.invalid(kind, id_of(item, place), error.field))
+            invalid.append(drift.invalid(kind, id_of(item), error.field))
     return snapshots, invalid

@@ -2,6 +2,8 @@
 
 Each is then read by id, and deleted only if WorkOS answers 404. If there are too many of a kind, their deletions are
 withheld until an operator approves them: a listing that fails unnoticed must not delete many objects.
+
+Also requests reads of the opposite: users that no listing has shown, but whose memberships are listed.
 """
 
 from collections.abc import Iterator
@@ -61,7 +63,7 @@ def request_reads_or_withhold(tx: Connection, run_id: str) -> None:
                 request_reads(tx, kind, ids, "was not listed", run_id)
 
 
-def read_unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> None:
+def request_reads_of_unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> None:
     """Request reads of users with a live membership who are neither in the mirror nor in the run's listings."""
     unknown = ~exists().where(User.id == Membership.user_id) & _not_seen(run_id, USER, Membership.user_id)
     query = select(Membership.user_id).distinct().where(Membership.deleted_by.is_(None), unknown)

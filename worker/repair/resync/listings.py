@@ -49,7 +49,7 @@ class Open:
 
 
 def named(frequency: Frequency) -> list[str]:
-    """Return the names of the listings with this scope in a full resync."""
+    """Return the names of the listings that a full resync fetches this often."""
     return [name for name, (_, listing) in LISTINGS.items() if listing.full_resync is frequency]
 
 
@@ -66,11 +66,10 @@ def add_role_listings(tx: Connection, run_id: str) -> None:
         Membership.deleted_by.is_(None), Membership.workos_role.is_not(None), Membership.workos_role.not_in(known)
     )
     listed = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name)
-    users = own.union(unknown).subquery()
-    query = select(users.c.organization_id).where(users.c.organization_id.in_(listed))
-    with_roles = list(tx.execute(query).scalars())
+    with_own_roles = own.union(unknown).subquery().c.organization_id
+    ids = list(tx.execute(select(with_own_roles).where(with_own_roles.in_(listed))).scalars())
     for name in named(Frequency.ORGANIZATIONS_WITH_ROLES):
-        add(tx, run_id, name, with_roles)
+        add(tx, run_id, name, ids)
 
 
 def open_listings(engine: Engine, run_id: str, limit: int) -> list[Open]:

@@ -248,7 +248,7 @@ class Resync:
     def _choose_deletions(self) -> bool:
         self._write(deletions.update_statistics)
         self._write(deletions.request_reads_or_withhold, self._run_id)
-        self._write(deletions.read_unknown_users, self._run_id, self._run.organization_id)
+        self._write(deletions.request_reads_of_unknown_users, self._run_id, self._run.organization_id)
         return True
 
     # Phase 3: confirm

@@ -52,7 +52,7 @@ def events_page(engine: Engine, selection: Selection, place: Place) -> Page:
 
 
 def _matching(selection: Selection) -> Select[*tuple[Any, ...]]:
-    return select(*COLUMNS).where(*selection.matches())
+    return select(*COLUMNS).where(*selection.conditions())
 
 
 def failures(engine: Engine, limit: int | None = None) -> list[Record]:

@@ -13,8 +13,8 @@ from models.outcomes import Finding
 from models.rows import one_row, read_rows
 from models.tables import Drift, DriftAction, Run, RunStatus, Task
 from models.types import Record
+from worker.json_format import as_json
 from worker.kinds import KINDS
-from worker.mirror.change_feed import as_json
 from worker.repair.resync.coverage import compared
 from worker.reports.listings.names import with_names
 from worker.reports.listings.paging import Page, Place, beyond, read_page
