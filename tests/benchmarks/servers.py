@@ -56,6 +56,7 @@ class Bench:
     @contextmanager
     def database(self, kind: str, like: str | None = None) -> Iterator[str]:
         """Make a database and yield its URL: an empty migrated one, or a copy of `like`, which nobody may be using."""
+        self.empty_redis()  # processes of another database may have claimed its keys within the last seconds
         name = f"bench_{uuid.uuid4().hex}"
         if kind == SQLITE:
             path = self.folder / f"{name}.db"
