@@ -400,6 +400,16 @@ def plan_without_sort(tx: Connection) -> None:
         tx.execute(text("SET LOCAL enable_sort = off"))
 
 
+def plan_for_values(tx: Connection) -> None:
+    """Let PostgreSQL plan each statement of `tx` for its values, and not once for all values.
+
+    Otherwise it plans a statement that it knows already for a workspace of average size, and then reads the one with
+    10,000 members in the same way.
+    """
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+
+
 TRANSIENT_SQLSTATES = (
     "08",  # connection
     "25006",  # read-only: a replica, or a fail-over in progress

@@ -144,7 +144,8 @@ def plans(engine: Engine, call: Callable[[], object]) -> list[list[str]]:
     statements: list[tuple[str, object]] = []
 
     def note(_c: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-        statements.append((statement, parameters))
+        if not statement.startswith("SET "):
+            statements.append((statement, parameters))
 
     event.listen(engine, "before_cursor_execute", note)
     try:

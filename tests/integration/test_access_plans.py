@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 
-from models.database import session
+from models.database import open_engine, session
 from models.views import member_permissions, seats, workspace_members, workspaces
 from tests.benchmarks.access import calls_of, fill, past_calls, plan, plans
 from tests.benchmarks.history import fill_inbox, settle
@@ -16,6 +16,7 @@ from tests.support import read
 from worker.inbox.selection import Selection
 from worker.repair.catch_up import count_missed_webhooks
 from worker.reports.listings import Place, events_page, failures, members_page, missing_members_page, people_page
+from worker.reports.search import search
 
 MEMBERS = 20_000
 MATERIALIZED = {"membership", "newer"}
@@ -95,6 +96,21 @@ def test_lists_of_people_are_read_in_their_order_by_index(filled: Engine) -> Non
     missing = partial(missing_members_page, filled, Place(after="user_500"))
     for lines in plans(filled, missing):
         assert "users" not in scanned(lines) or any("ix_users_email_domain_id" in line for line in lines), lines
+
+
+def test_pages_and_searches_are_planned_for_their_values(make_database: Callable[[str], str]) -> None:
+    """Not for a workspace of average size, and for no text in particular, once PostgreSQL knows the statement."""
+    engine = open_engine(make_database("postgresql"))
+    fill(engine, 1_000)
+    for _ in range(12):
+        members_page(engine, "org_0", Place(limit=1))
+        search(engine, "d5.example")
+    with engine.connect() as tx:
+        prepared = "SELECT statement, generic_plans FROM pg_prepared_statements WHERE statement LIKE :about"
+        for about in ("%workspace_members%", "%FROM users%LIKE%"):
+            known = tx.execute(text(prepared), {"about": about}).all()
+            assert known and not [row.statement for row in known if row.generic_plans], (about, known)
+    engine.dispose()
 
 
 def test_late_webhooks_are_counted_by_an_index_alone(engine: Engine) -> None:

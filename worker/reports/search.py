@@ -13,7 +13,7 @@ from sqlalchemy import (
 )
 
 from models.addresses import normalize_domain
-from models.database import read_transaction
+from models.database import plan_for_values, read_transaction
 from models.tables import Event, Run
 from worker.kinds import KINDS, Kind
 from worker.kinds.addresses import has_address
@@ -56,6 +56,7 @@ def search(engine: Engine, text: str) -> list[Match]:
     with read_transaction(engine) as tx:
         if exact := list(_identified(tx, text)):
             return exact
+        plan_for_values(tx)
         return [match for found in _named(tx, text) for match in found]
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, SQLColumnExpression, func, literal, or_, select
 
+from models.database import plan_for_values
 from models.rows import all_rows
 from models.types import Record
 
@@ -69,6 +70,7 @@ def read_page(
 
     `only` is a condition that takes long: it is called for the rows of the query until the page is full.
     """
+    plan_for_values(tx)
     cursor = place.before if place.before is not None else place.after
     descending = (newest_first != place.reverse) != (place.before is not None)
     part = query if cursor is None else query.where(*beyond(value, id, cursor, descending=descending))
