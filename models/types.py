@@ -132,6 +132,13 @@ class any_case(GenericFunction[str]):  # noqa: N801 - a SQL function, named as S
     inherit_cache = True
 
 
+class no_lookup(GenericFunction[str]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """A column by whose value SQLite must not look up rows, so that it reads the table in the order of an index."""
+
+    type = Text()
+    inherit_cache = True
+
+
 class minute_of(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
     """The start of the minute that contains a stored instant."""
 
@@ -193,6 +200,16 @@ def _postgresql_any_case(element: any_case, compiler: SQLCompiler, **kw: object)
 @compiles(any_case, "sqlite")
 def _sqlite_any_case(element: any_case, compiler: SQLCompiler, **kw: object) -> str:
     return f"({compiler.process(element.clauses, **kw)})"  # LIKE ignores the case of ASCII letters
+
+
+@compiles(no_lookup, "postgresql")
+def _postgresql_no_lookup(element: no_lookup, compiler: SQLCompiler, **kw: object) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(no_lookup, "sqlite")
+def _sqlite_no_lookup(element: no_lookup, compiler: SQLCompiler, **kw: object) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"  # SQLite, Query Planning, section 2.1
 
 
 @compiles(minute_of, "postgresql")

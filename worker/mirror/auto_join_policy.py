@@ -5,6 +5,7 @@ The rule that keeps a removed person out is the view `auto_join_blocks` in `mode
 
 import structlog
 from sqlalchemy import Connection, Engine, Select, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy.orm import aliased
 
 from models import tables
 from models.addresses import normalize_address
@@ -26,7 +27,7 @@ from models.tables import (
     Via,
     WorkspaceSettings,
 )
-from models.types import JsonObject, Record, db_now
+from models.types import JsonObject, Record, db_now, no_lookup
 from models.views import auto_join_blocks, auto_join_domains, workspace_members, workspaces
 from worker import audit
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
@@ -245,12 +246,18 @@ def outside_members() -> Select[str | None, str, str | None, str | None]:
     """
     same = (Membership.organization_id == Domain.organization_id, Membership.user_id == User.id)
     member = exists().where(*same, Membership.deleted_by.is_(None), Membership.status == "active")
+    other = aliased(Domain)  # a workspace may have a domain twice. Not DISTINCT, for which SQLite sorts all rows
+    twice = exists().where(
+        other.normalized == Domain.normalized,
+        other.organization_id == Domain.organization_id,
+        other.id < Domain.id,
+        other.deleted_by.is_(None),
+    )
     person = (User.email_domain.label("domain"), User.id.label("user_id"), User.email)
     return (
         select(*person, Domain.organization_id)
-        .join(Domain, (Domain.normalized == User.email_domain) & Domain.deleted_by.is_(None))
-        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~member)
-        .distinct()
+        .join(Domain, (Domain.normalized == no_lookup(User.email_domain)) & Domain.deleted_by.is_(None))
+        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~member, ~twice)
     )
 
 
