@@ -439,8 +439,8 @@ def is_transient(error: BaseException) -> bool:
     sqlstate: str | None = getattr(error.orig, "sqlstate", None)
     if error.connection_invalidated:
         return True
-    if sqlstate is None:  # the driver's own error, or a subclass of it, such as that for a time-out while connecting
-        return not {"OperationalError", "InterfaceError"}.isdisjoint(base.__name__ for base in type(error.orig).__mro__)
+    if sqlstate is None:  # raised by the driver, also as a subclass: psycopg's `ConnectionTimeout`
+        return any(each.__name__ in {"OperationalError", "InterfaceError"} for each in type(error.orig).__mro__)
     return sqlstate.startswith(TRANSIENT_SQLSTATES)
 
 

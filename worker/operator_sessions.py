@@ -62,10 +62,9 @@ def current_time(engine: Engine) -> datetime:
 
 def record_activity(engine: Engine, id: str) -> None:
     """Record that the operator is active now."""
+    own = update(OperatorSession).where(OperatorSession.id_hash == _hash(id), ~_ended())
     with write_transaction(engine) as tx:
-        tx.execute(
-            update(OperatorSession).where(OperatorSession.id_hash == _hash(id), ~_ended()).values(seen_at=db_now())
-        )
+        tx.execute(own.values(seen_at=db_now()))
 
 
 @transactional

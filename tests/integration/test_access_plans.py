@@ -96,6 +96,8 @@ def test_lists_of_people_are_read_in_their_order_by_index(filled: Engine) -> Non
     missing = partial(missing_members_page, filled, Place(after="user_500"))
     for lines in plans(filled, missing):
         assert "users" not in scanned(lines) or any("ix_users_email_domain_id" in line for line in lines), lines
+        if filled.dialect.name == "sqlite":  # it would sort all candidates after the cursor
+            assert not re.search(r"USE TEMP B-TREE FOR (DISTINCT|ORDER BY)", "\n".join(lines)), lines
 
 
 def test_pages_and_searches_are_planned_for_their_values(make_database: Callable[[str], str]) -> None:

@@ -93,7 +93,7 @@ def hooks_failed(out: output.Listing, hook: str | None, limit: int) -> None:
     rows = operate.deliveries(engine, hook=hook, status=tables.DeliveryStatus.FAILED, limit=limit)
     out.show(rows, people=layout.blocks(GROUP, _groups(rows), output.width(), lead=2))
     if rows and out.for_people:
-        output.note("to retry: workos-sync hooks replay HOOK --reason TEXT; to dismiss: workos-sync hooks dismiss HOOK")
+        output.note("to retry or dismiss them: workos-sync hooks replay|dismiss HOOK --reason TEXT")
     sys.exit(1 if rows else 0)
 
 

@@ -55,7 +55,7 @@ class Selection:
         return found
 
     def replayable(self) -> list[ColumnElement[bool]]:
-        """Return these conditions, and that an event can be replayed.
+        """Return `conditions`, and the condition that an event can be replayed.
 
         Pending events never match: they are processed soon anyway. Dismissed events match only by id or status. With a
         fingerprint, only failed events match unless a status is given.

@@ -78,16 +78,14 @@ class Plan(NamedTuple):
     def when_attempted(self) -> dict[Key, Recorded]:
         """Return what to record before the message is sent."""
         sending = {each.key for each in self.begun}
-        return {
-            key: recorded._replace(attempted=recorded.attempted or key in sending)
-            for key, recorded in self.recorded.items()
-        }
+        rows = self.recorded.items()
+        return {key: row._replace(attempted=row.attempted or key in sending) for key, row in rows}
 
     def when_sent(self) -> dict[Key, Recorded]:
         """Return what to record once the target has accepted the message."""
         sent = {each.key: each for each in (*self.begun, *self.continuing)}
         ended = {each.key for each in self.ended}
-        kept = {key: recorded for key, recorded in self.recorded.items() if key not in ended}
+        kept = {key: row for key, row in self.recorded.items() if key not in ended}
         return kept | {
             key: kept[key]._replace(attempted=True, notified_at=self.now, severity=each.severity)
             for key, each in sent.items()
@@ -133,20 +131,15 @@ def _worst(active: Iterable[Active]) -> dict[Key, Active]:
 
 def _next(recorded: Recorded | None, active: Active | None, now: datetime) -> Recorded | None:
     """Return what to record about a condition; None to record nothing."""
-    if (
-        recorded is None or not recorded.attempted
-    ):  # a condition that was never reported is forgotten as soon as it ends
+    if recorded is None or not recorded.attempted:
+        # A condition that was never reported is forgotten as soon as it ends.
         if active is None or active.explained:
             return None
-        return (
-            recorded._replace(severity=active.severity)
-            if recorded
-            else Recorded(*active.key, active.severity, since=now)
-        )
+        row = recorded or Recorded(*active.key, active.severity, since=now)
+        return row._replace(severity=active.severity)
     if active is None:
         return recorded._replace(gone_since=recorded.gone_since or now)
-    if (
-        recorded.gone_since is not None and now - recorded.gone_since >= ENDED_AFTER
-    ):  # its end could not be reported in time
+    if recorded.gone_since is not None and now - recorded.gone_since >= ENDED_AFTER:
+        # Its end could not be reported in time.
         return recorded._replace(since=now, gone_since=None)
     return recorded._replace(gone_since=None)

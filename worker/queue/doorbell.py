@@ -127,6 +127,7 @@ class Doorbell:
         if time.monotonic() < self._quiet_until:
             return False
         try:
+            # Not an `except` clause: its error would look like the cause of a `WatchError` of the second attempt.
             with suppress(NotPrimaryError):
                 self._enqueue_unless_flagged()
                 return True

@@ -290,5 +290,6 @@ def count_missed_webhooks(tx: Connection, gap_seconds: float) -> tuple[int, int]
     lost = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
     late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, gap_seconds))
     count = select(func.count()).select_from(Event)
-    numbers = tx.execute(select(count.where(*lost).scalar_subquery(), count.where(*late).scalar_subquery())).one()
-    return numbers[0], numbers[1]
+    numbers = select(count.where(*lost).scalar_subquery(), count.where(*late).scalar_subquery())
+    lost_count, late_count = tx.execute(numbers).one()
+    return lost_count, late_count

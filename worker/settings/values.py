@@ -23,7 +23,7 @@ SHORTEST_SECRET, LONGEST_SECRET = 24, 64
 """Bytes of a hook's secret (Standard Webhooks, section Symmetric signatures)."""
 NEW_TOKEN = "to make one: openssl rand -hex 24"  # noqa: S105 - a command
 PLAIN_REDIS = re.compile(r"rediss?://(:?[\w.~-]+(:[\w.~-]+)?@)?[A-Za-z0-9.-]+(:[0-9]{1,4})?(/[0-9]+)?")
-"""A URL that needs no check by redis-py, whose import takes a tenth of a second."""
+"""A URL that needs no check by redis-py, whose import takes long."""
 REDIS_OPTIONS = frozenset(("db", "username", "password", "client_name", "protocol", "max_connections", "timeout"))
 """Options that REDIS_URL may contain, besides `socket_...`, `ssl_...` and `health_check_interval`."""
 STANDARD_SECRET = "write whsec_ and 24 to 64 bytes in base64"  # noqa: S105 - a remedy
