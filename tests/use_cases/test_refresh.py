@@ -1,6 +1,7 @@
 """Read your own writes: a product asks for something to be read from WorkOS, and waits for the mirror."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -332,13 +333,23 @@ def test_a_refused_list_is_404_only_for_what_workos_does_not_have(
     assert role(endpoint, member) is None
 
 
-def test_beyond_a_quarter_of_the_threads_nobody_waits(on_sqlite: Services, wait_for: Callable[[float], None]) -> None:
+def test_beyond_a_quarter_of_the_threads_nobody_waits(
+    on_sqlite: Services, wait_for: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of four threads may wait. While it does, others are answered at once."""
     wait_for(30)
     app = create_app(on_sqlite)
     waits = threading.Thread(target=lambda: post(app.test_client(), kind="user", id="user_1"))
+    sleep, sleeps = time.sleep, threading.Event()
+
+    def note_sleep(seconds: float) -> None:
+        if threading.current_thread() is waits:
+            sleeps.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", note_sleep)
     waits.start()
-    eventually(lambda: rows(on_sqlite.engine, Refresh), 2)
+    assert sleeps.wait(10)
     assert post(app.test_client(), kind="user", id="user_2").status_code == 202
     assert get(app.test_client(), wait="event_none").status_code == 503
     assert waits.is_alive()
