@@ -1,14 +1,14 @@
 """Keeps states that WorkOS had and the mirror never had: their events arrived after the event of a newer state.
 
-`worker.reports.past_workos` needs them. They are rare, so the query for the next version hardly costs anything.
+`worker.reports.past_workos` needs them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, column, func, select, values
 
 from models.bulk import insert_new, is_any_of
 from models.outcomes import Outcome
@@ -47,6 +47,8 @@ def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Itera
     won = set(
         tx.execute(select(Event.id).where(ids, Event.outcome.in_((Outcome.APPLIED, Outcome.UNCHANGED)))).scalars()
     )
+    kept = [each for each in late if each.event_id not in won and each.state.since != EPOCH]
+    stored = _next_stored(tx, kept)
     rows = [
         {
             "event_id": each.event_id,
@@ -55,22 +57,35 @@ def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Itera
             "organization_id": each.organization_id,
             "content": each.content,
             "workos_at": each.state.since,
-            "workos_until": min(_next_times(tx, each, times[each.kind, each.object_id]), default=None),
+            "workos_until": min(_next_times(each, stored, times[each.kind, each.object_id]), default=None),
             "actor_id": each.origin.actor_id,
             "actor_source": each.origin.actor_source,
         }
-        for each in late
-        if each.event_id not in won and each.state.since != EPOCH
+        for each in kept
     ]
     insert_new(tx, LateVersion, rows)
 
 
-def _next_times(tx: Connection, late: LateState, times: Iterable[datetime]) -> Iterator[datetime]:
-    """Yield when later versions began."""
+def _next_stored(tx: Connection, late: Sequence[LateState]) -> dict[str, datetime | None]:
+    """Return, for the event of each late state, when the next stored event of its object occurred."""
+    if not late:
+        return {}
     # An object may have tens of thousands of events, so the database chooses the next.
-    of_object = (Event.kind == late.kind, Event.object_id == late.object_id)
-    stored = select(func.min(Event.occurred_at)).where(*of_object, Event.occurred_at > late.state.version.event_at)
-    if (stored_at := tx.execute(stored).scalar_one()) is not None:
+    shape = (Event.id, Event.kind, Event.object_id, Event.occurred_at)
+    given = values(*(column(each.key, each.type) for each in shape), name="late").data(
+        [(each.event_id, each.kind, each.object_id, each.state.version.event_at) for each in late]
+    )
+    of = given.cte("late").c  # SQLite names the columns of VALUES only here
+    of_object = (Event.kind == of.kind, Event.object_id == of.object_id)
+    following = select(func.min(Event.occurred_at)).where(*of_object, Event.occurred_at > of.occurred_at)
+    return dict(tx.execute(select(of.id, following.scalar_subquery())).all())
+
+
+def _next_times(
+    late: LateState, stored: Mapping[str, datetime | None], times: Iterable[datetime]
+) -> Iterator[datetime]:
+    """Yield when later versions began: in the inbox, in the same batch, and in the mirror."""
+    if (stored_at := stored[late.event_id]) is not None:
         yield stored_at
     yield from (at for at in times if at > late.state.version.event_at)
     current = late.current

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
+from sqlalchemy import Boolean, ColumnElement, Connection, Engine, bindparam, case, func, or_, select, update
 
 from models.bulk import insert_new
 from models.database import read_transaction
@@ -19,6 +19,24 @@ from worker.kinds.organization import ORGANIZATION
 from worker.kinds.role import Role
 from worker.repair.reads import fetch
 from worker.workos_api.client import Page, WorkOSClient
+
+_INVALID = or_(Listing.invalid, bindparam("found_invalid", type_=Boolean()))
+_STATE = case(
+    (bindparam("more", type_=Boolean()), ListingState.OPEN),
+    (_INVALID, ListingState.PARTIAL),
+    else_=ListingState.COMPLETE,
+)
+_ATTEMPTS = case((bindparam("continued", type_=Boolean()), 0), else_=Listing.attempts)
+_RECORDED = (
+    update(Listing)
+    .where(
+        Listing.run_id == bindparam("of_run"),
+        Listing.name == bindparam("of_name"),
+        Listing.parent == bindparam("of_parent"),
+    )
+    .values(after=bindparam("next"), state=_STATE, invalid=_INVALID, began_at=bindparam("began"), attempts=_ATTEMPTS)
+)
+"""Records an applied page. Built once: a resync has one for each workspace."""
 
 
 class Key(NamedTuple):
@@ -46,6 +64,11 @@ class Open:
     key: Key
     after: str | None = field(compare=False)
     began: datetime = field(compare=False)
+
+    @property
+    def from_the_start(self) -> bool:
+        """Whether it is a listing of the whole environment, read from its first page."""
+        return self.after is None and not self.key.parent
 
 
 def named(frequency: Frequency) -> list[str]:
@@ -83,18 +106,36 @@ def open_listings(engine: Engine, run_id: str, limit: int) -> list[Open]:
         return [Open(Key(name, parent), after, at) for name, parent, after, at in rows]
 
 
-def record_page(tx: Connection, run_id: str, listing: Open, after: str | None, *, invalid: bool) -> None:
-    """Record that a page is applied, and the cursor of the next. None: it was the last page.
+class Applied(NamedTuple):
+    """A page that is applied."""
 
-    If the listing continued from a cursor, its failures are over. They do not add up over the hours that a listing of
+    listing: Open
+    after: str | None
+    """The cursor of the next page; None: it was the last."""
+    valid: bool
+    """Whether every item could be applied."""
+
+
+def record_pages(tx: Connection, run_id: str, pages: Iterable[Applied]) -> None:
+    """Record how far the listings of applied pages have got.
+
+    If a listing continued from a cursor, its failures are over. They do not add up over the hours that a listing of
     thousands of pages takes. One that had to begin again may fail again at the same page.
     """
-    any_invalid = Listing.invalid | invalid
-    ended = case((any_invalid, ListingState.PARTIAL), else_=ListingState.COMPLETE)
-    state = ListingState.OPEN if after is not None else ended
-    attempts = Listing.attempts if listing.after is None else 0
-    values = {"after": after, "state": state, "invalid": any_invalid, "began_at": listing.began, "attempts": attempts}
-    tx.execute(update(Listing).where(*_is(run_id, listing.key)).values(values))
+    rows = [
+        {
+            "of_run": run_id,
+            "of_name": page.listing.key.name,
+            "of_parent": page.listing.key.parent,
+            "next": page.after,
+            "found_invalid": not page.valid,
+            "more": page.after is not None,
+            "began": page.listing.began,
+            "continued": page.listing.after is not None,
+        }
+        for page in pages
+    ]
+    tx.execute(_RECORDED, rows)
 
 
 def give_up(tx: Connection, run_id: str, key: Key) -> None:
