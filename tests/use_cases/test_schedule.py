@@ -111,7 +111,8 @@ def test_concurrent_catch_ups_and_drains_do_not_deadlock(both_engines: Engine, r
         errors: list[str] = []
         hooks.listen(both_engines, "handle_error", lambda context: errors.append(str(context.original_exception)))
         with ThreadPoolExecutor() as pool:
-            drains = [pool.submit(Drain(both_engines, DrainLimits(batch_size=20))) for _ in range(2)]
+            limits = DrainLimits(batch_size=20, max_seconds=300)  # until the inbox is empty, on any machine
+            drains = [pool.submit(Drain(both_engines, limits)) for _ in range(2)]
             readers = [pool.submit(catch_up, both_engines, workos) for _ in range(2)]
             assert [each.result() for each in drains] == [True, True]
             assert sum(each.result().new for each in readers) == len(events[::5])
