@@ -1,8 +1,9 @@
 """A first import looks rows up by an index on PostgreSQL, although the tables were empty when it began."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from sqlalchemy import func, select, text
+import pytest
+from sqlalchemy import Engine, func, select, text
 
 from models.database import in_transaction, open_engine, read_transaction, write_transaction
 from tests.support import NOON, made
@@ -13,11 +14,17 @@ from worker.repair.resync.resync import start
 from worker.workos_api.client import Page
 
 IMPORTED = 50_000
-"""So many rows that PostgreSQL would not scan them for a page, unless it had planned before they were there."""
+"""Rows in the table when pages are applied: with current plans, PostgreSQL uses the index from fewer rows on."""
 
 
-def test_a_first_import_does_not_scan_what_it_has_imported(make_database: Callable[[str], str]) -> None:
+@pytest.fixture
+def engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
     engine = open_engine(make_database("postgresql"))
+    yield engine
+    engine.dispose()
+
+
+def test_a_first_import_does_not_scan_what_it_has_imported(engine: Engine) -> None:
     run_id = start(engine, by("test", "why"))
 
     def import_pages(first: int, last: int) -> None:
@@ -40,4 +47,3 @@ def test_a_first_import_does_not_scan_what_it_has_imported(make_database: Callab
     before = scanned()
     import_pages(10, 13)
     assert scanned() - before < IMPORTED
-    engine.dispose()

@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from sqlalchemy import Engine, event, insert, update
+from sqlalchemy import Engine, insert, update
 
 from models.tables import Change, Hook, HookDelivery, MirrorState, Run
 from models.types import db_now, db_now_plus
@@ -42,6 +42,7 @@ from tests.support.conditions import (
     unread,
 )
 from tests.support.ops import TOKEN, form_token, sign_in
+from tests.support.statements import statements
 from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker.bootstrap import CLAIM, Services, build_services, database_id
@@ -431,19 +432,9 @@ def test_drift_of_a_failed_resync_is_not_known(working: FlaskClient, engine: Eng
 
 def test_readyz_makes_one_probe(working: FlaskClient, services: Services) -> None:
     working.get("/readyz")
-    statements: list[str] = []
-
-    def note(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement != "BEGIN IMMEDIATE":
-            statements.append(statement)
-
-    engines = {services.engine, services.inbox_engine}
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", note)
-    assert working.get("/readyz").status_code == 200
-    for engine in engines:
-        event.remove(engine, "before_cursor_execute", note)
-    assert len(statements) == 1 and statements[0].startswith("INSERT INTO events")
+    with statements(services.engine) as read, statements(services.inbox_engine) as written:
+        assert working.get("/readyz").status_code == 200
+    assert read == [] and [statement.startswith("INSERT INTO events") for statement in written] == [True]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction, write_transaction
-from models.tables import Change, Event, MirrorState, Tail
+from models.tables import Change, Event, LateVersion, MirrorState, Tail
 from models.types import db_now_plus
 from models.views import workspace_members
-from tests.support import JSON, NOON, made, minute, rows
+from tests.support import JSON, NOON, accept, apply_all, made, minute, rows
 from tests.support.actors import by
 from tests.support.cli import report, run
 from tests.support.mirror import MEMBERSHIP, ORG, USER, grant, take
@@ -309,3 +309,21 @@ def test_seats_at_a_time() -> None:
     assert header == '"organization_id","workspace_name","stripe_customer_id","external_id","seats"'
     assert line.startswith(f'"{ORG}","Acme Rockets",') and line.endswith(',"1"')
     assert report("seats", "--at", "108h") == []
+
+
+def test_late_versions_of_a_batch_end_when_the_next_one_began(endpoint: FlaskClient, engine: Engine) -> None:
+    def apply(**versions: tuple[int, ...]) -> None:
+        """Apply, in one batch, an event of each person for each of these minutes."""
+        for person, minutes in versions.items():
+            accept(endpoint, *(made("user.updated", at, id=person, email=f"v{at}@acme.example") for at in minutes))
+        apply_all(engine)
+
+    apply(user_1=(8,), user_2=(9,))
+    apply(user_1=(4,))
+    apply(user_1=(2, 6), user_2=(3,))
+    ends = {(row["object_id"], row["workos_at"]): row["workos_until"] for row in rows(engine, LateVersion)}
+    wanted = {("user_1", 2): 4, ("user_1", 4): 8, ("user_1", 6): 8, ("user_2", 3): 9}
+    assert ends == {
+        (person, NOON + timedelta(minutes=at)): NOON + timedelta(minutes=until)
+        for (person, at), until in wanted.items()
+    }

@@ -71,14 +71,13 @@ def _next_stored(tx: Connection, late: Sequence[LateState]) -> dict[str, datetim
     if not late:
         return {}
     # An object may have tens of thousands of events, so the database chooses the next.
-    shape = (Event.id, Event.kind, Event.object_id, Event.occurred_at)
-    given = values(*(column(each.key, each.type) for each in shape), name="late").data(
-        [(each.event_id, each.kind, each.object_id, each.state.version.event_at) for each in late]
-    )
-    of = given.cte("late").c  # SQLite names the columns of VALUES only here
-    of_object = (Event.kind == of.kind, Event.object_id == of.object_id)
-    following = select(func.min(Event.occurred_at)).where(*of_object, Event.occurred_at > of.occurred_at)
-    return dict(tx.execute(select(of.id, following.scalar_subquery())).all())
+    columns = (Event.id, Event.kind, Event.object_id, Event.occurred_at)
+    rows = [(each.event_id, each.kind, each.object_id, each.state.version.event_at) for each in late]
+    # A CTE, because SQLite cannot name the columns of VALUES elsewhere.
+    given = values(*(column(each.key, each.type) for each in columns)).data(rows).cte("late").c
+    of_object = (Event.kind == given.kind, Event.object_id == given.object_id)
+    following = select(func.min(Event.occurred_at)).where(*of_object, Event.occurred_at > given.occurred_at)
+    return dict(tx.execute(select(given.id, following.scalar_subquery())).all())
 
 
 def _next_times(

@@ -45,7 +45,8 @@ Found = Callable[[Kind, str, State | None, State, datetime | None], ChangeRow]
 
 def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
     """Apply pages, and record the progress of their listings. A dry run only reports differences."""
-    plan_for_values(tx)  # a first import fills tables that were empty when their statements were planned first
+    # Plans that were made for the empty tables of a first import would scan all that is imported later.
+    plan_for_values(tx)
     roles = lock_role_map(tx)
     read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
     read_at = {(item.kind, item.id): page.read_at for _, page, items, _ in read for item in items}
@@ -62,18 +63,19 @@ def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry
             changes += made
             invalid += failures
             failed |= {(kind, row.object_id) for row in failures}
-    applied: list[listings.Applied] = []
+    applied: list[listings.AppliedPage] = []
     for listing, page, items, rows in read:
         key = listing.key
         if number := len(rows) + sum((item.kind, item.id) in failed for item in items):
             log.warning("invalid_items", run=run_id, listing=key.name, number=number)
-        applied.append(listings.Applied(listing, page.after, valid=number == 0))
+        applied.append(listings.AppliedPage(listing, page.after, valid=number == 0))
         if LISTINGS[key.name][1].full_resync is Frequency.ONCE:
             organizations = [item.id for item in items if item.kind is ORGANIZATION]
             for name in listings.named(Frequency.EACH_ORGANIZATION):
                 listings.add(tx, run_id, name, organizations)
     listings.record_pages(tx, run_id, applied)
-    if first_read_at := min((page.read_at for listing, page in pages if listing.from_the_start), default=None):
+    of_environment = (page.read_at for listing, page in pages if listing.after is None and not listing.key.parent)
+    if first_read_at := min(of_environment, default=None):
         later = or_(Run.workos_from.is_(None), Run.workos_from > first_read_at)
         tx.execute(update(Run).where(Run.id == run_id, later).values(workos_from=first_read_at))
     drift.record(tx, run_id, invalid)

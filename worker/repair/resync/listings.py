@@ -20,9 +20,10 @@ from worker.kinds.role import Role
 from worker.repair.reads import fetch
 from worker.workos_api.client import Page, WorkOSClient
 
+_NEXT = bindparam("next", type_=Listing.after.type)
 _INVALID = or_(Listing.invalid, bindparam("found_invalid", type_=Boolean()))
 _STATE = case(
-    (bindparam("more", type_=Boolean()), ListingState.OPEN),
+    (_NEXT.is_not(None), ListingState.OPEN),
     (_INVALID, ListingState.PARTIAL),
     else_=ListingState.COMPLETE,
 )
@@ -34,7 +35,7 @@ _RECORDED = (
         Listing.name == bindparam("of_name"),
         Listing.parent == bindparam("of_parent"),
     )
-    .values(after=bindparam("next"), state=_STATE, invalid=_INVALID, began_at=bindparam("began"), attempts=_ATTEMPTS)
+    .values(after=_NEXT, state=_STATE, invalid=_INVALID, began_at=bindparam("began"), attempts=_ATTEMPTS)
 )
 """Records an applied page. Built once: a resync has one for each workspace."""
 
@@ -64,11 +65,6 @@ class Open:
     key: Key
     after: str | None = field(compare=False)
     began: datetime = field(compare=False)
-
-    @property
-    def from_the_start(self) -> bool:
-        """Whether it is a listing of the whole environment, read from its first page."""
-        return self.after is None and not self.key.parent
 
 
 def named(frequency: Frequency) -> list[str]:
@@ -106,7 +102,7 @@ def open_listings(engine: Engine, run_id: str, limit: int) -> list[Open]:
         return [Open(Key(name, parent), after, at) for name, parent, after, at in rows]
 
 
-class Applied(NamedTuple):
+class AppliedPage(NamedTuple):
     """A page that is applied."""
 
     listing: Open
@@ -116,7 +112,7 @@ class Applied(NamedTuple):
     """Whether every item could be applied."""
 
 
-def record_pages(tx: Connection, run_id: str, pages: Iterable[Applied]) -> None:
+def record_pages(tx: Connection, run_id: str, pages: Iterable[AppliedPage]) -> None:
     """Record how far the listings of applied pages have got.
 
     If a listing continued from a cursor, its failures are over. They do not add up over the hours that a listing of
@@ -129,7 +125,6 @@ def record_pages(tx: Connection, run_id: str, pages: Iterable[Applied]) -> None:
             "of_parent": page.listing.key.parent,
             "next": page.after,
             "found_invalid": not page.valid,
-            "more": page.after is not None,
             "began": page.listing.began,
             "continued": page.listing.after is not None,
         }
