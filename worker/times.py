@@ -1,4 +1,4 @@
-"""Times as people write them."""
+"""Times as people write them, and durations as they read them."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -29,3 +29,13 @@ def parse_time(text: str) -> datetime:
         return now - timedelta(**{UNITS[age[2]]: int(age[1])})
     given = datetime.fromisoformat(text.upper())
     return given.replace(tzinfo=given.tzinfo or UTC).astimezone(UTC)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units, such as `2 h 5 min`."""
+    parts = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        number, seconds = divmod(seconds, size)
+        if number:
+            parts.append(f"{number:.0f} {name}")
+    return " ".join(parts[:2]) or "0 s"

@@ -7,7 +7,8 @@ from string import Formatter
 
 import pytest
 
-from worker.reports.conditions import CONDITIONS, PUBLIC_VALUES, Condition, Severity
+from worker.reports.condition import PUBLIC_VALUES, Condition, Severity
+from worker.reports.conditions import CONDITIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = {

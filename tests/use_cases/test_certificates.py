@@ -19,7 +19,8 @@ from tests.support.resync import catch_up_with, deliver, read_due, resync
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.kinds.saml_certificate import SamlCertificate
-from worker.reports.conditions import ActiveCondition, active_conditions
+from worker.reports.condition import ActiveCondition
+from worker.reports.conditions import active_conditions
 from worker.reports.explain import explain
 from worker.reports.health import check_health
 from worker.sandbox import Sandbox

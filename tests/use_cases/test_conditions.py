@@ -50,8 +50,9 @@ from worker.mirror.auto_join_policy import refresh_counts
 from worker.processes.clock import heartbeat
 from worker.queue.doorbell import REPAIR
 from worker.repair.resync.resync import start
-from worker.reports.conditions import CONDITIONS, duration
+from worker.reports.conditions import CONDITIONS
 from worker.settings import load_settings
+from worker.times import duration
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,7 @@ from webhooks.api import requests, responses
 from webhooks.api.answers import answers, as_json
 from webhooks.api.waiting import Waiting
 from worker.decision.payload import EPOCH
-from worker.reports import health
+from worker.reports.completeness import complete_to, is_applied
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine, waiting: Waiting) -> None:
@@ -48,9 +48,9 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, waiting: Waiting) -> 
 
 def _answer(engine: Engine, query: requests.AccessQuery, waiting: Waiting) -> Access:
     event_id, time = query.wait_event, query.wait_time
-    if event_id is not None and not waiting.until(lambda: health.is_applied(engine, event_id)):
-        raise Stale(f"event {event_id} is not applied", health.complete_to(engine), 5)
+    if event_id is not None and not waiting.until(lambda: is_applied(engine, event_id)):
+        raise Stale(f"event {event_id} is not applied", complete_to(engine), 5)
     if time is not None:
-        waiting.until(lambda: (health.complete_to(engine) or EPOCH) >= time)
+        waiting.until(lambda: (complete_to(engine) or EPOCH) >= time)
     with session(engine) as opened:
         return access_of(opened, query.user_id, query.organization_id, query.max_staleness, complete_to=time)

@@ -13,7 +13,7 @@ from webhooks.api.waiting import Waiting
 from webhooks.auth import Guesses
 from worker.bootstrap import Services
 from worker.errors import TimeError, TooManyGuessesError
-from worker.reports.health import complete_to
+from worker.reports.completeness import complete_to
 from worker.reports.verdict import as_report, judge
 
 COMPLETE_TO = "Mirror-Complete-To"

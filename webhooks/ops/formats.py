@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from flask import Flask
 
 from worker.json_format import as_json
-from worker.reports.conditions import duration
+from worker.times import duration
 
 HUES = 6
 """Number of colors that distinguish environments: the classes `hue-…` of ops.css."""

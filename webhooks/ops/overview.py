@@ -12,7 +12,8 @@ from webhooks.ops.shared import actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
 from worker.mirror import role_map
 from worker.reports.arrivals import Arrivals, Chart, Range
-from worker.reports.conditions import COLORS, CONDITIONS
+from worker.reports.condition import COLORS
+from worker.reports.conditions import CONDITIONS
 from worker.reports.verdict import judge
 from worker.send_test import send_test
 

@@ -10,7 +10,7 @@ from webhooks.ops.shared import actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
 from worker.repair import replay
 from worker.reports import effects, listings
-from worker.reports.health import repair_workers
+from worker.reports.lanes import repair_workers
 from worker.reports.progress import how_far
 
 

@@ -15,7 +15,7 @@ from worker.decision.payload import clean
 from worker.errors import ConfigurationError
 from worker.repair.environment import is_bound
 from worker.repair.resync import resync
-from worker.reports.health import repair_workers
+from worker.reports.lanes import repair_workers
 
 MAX_REASON = 500
 """Characters of a reason, as in the forms."""

@@ -6,9 +6,9 @@ from socket import socket
 from models.database import database_url, place_of
 from worker.cli.layout import wrap
 from worker.processes.embedded import redis_url
-from worker.reports.conditions import duration
 from worker.settings import Settings
 from worker.settings.masks import masked_url
+from worker.times import duration
 from worker.webhook_endpoints import webhook_path
 
 ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound

@@ -15,13 +15,14 @@ from worker.cli.layout import Column, Fit, shown
 from worker.cli.shared import logging_settings, migrated_engine
 from worker.errors import ConfigurationError
 from worker.lazy import lazy_imports
+from worker.times import duration
 
 with lazy_imports():
     from models import database, types
     from worker import bootstrap
     from worker import settings as configuration
     from worker.processes import embedded
-    from worker.reports import conditions
+    from worker.reports import condition
     from worker.reports import health as healths
     from worker.reports import verdict as verdicts
 
@@ -64,7 +65,7 @@ def status(watch: float | None, as_json: bool) -> None:
 
 
 def _exit_code(verdict: verdicts.Verdict) -> int:
-    return 0 if verdict.severity is conditions.Severity.OK else 1
+    return 0 if verdict.severity is condition.Severity.OK else 1
 
 
 def _watch(engine: Engine, redis: Redis, settings: configuration.Settings, seconds: float) -> int:
@@ -90,9 +91,9 @@ def _watch(engine: Engine, redis: Redis, settings: configuration.Settings, secon
 
 
 def _database_away(saw: str, remedy: str) -> Iterator[str]:
-    yield from layout.headline(conditions.Severity.PROBLEM, "the database is not available", output.width())
+    yield from layout.headline(condition.Severity.PROBLEM, "the database is not available", output.width())
     yield ""
-    yield from layout.findings([(conditions.Severity.PROBLEM, saw, remedy)], output.width())
+    yield from layout.findings([(condition.Severity.PROBLEM, saw, remedy)], output.width())
 
 
 def _for_people(verdict: verdicts.Verdict) -> Iterator[str]:
@@ -114,33 +115,25 @@ def _figures(health: healths.Health) -> Iterator[tuple[str, str]]:
     """Yield the figures in groups, each with its heading. A group may be empty."""
     mirror, resync, workers = health.mirror, health.resync, health.lanes[0].workers
     age = mirror["age_seconds"]
-    yield "mirror", _joined(mirror["state"], age is not None and f"{conditions.duration(age)} old")
+    yield "mirror", _joined(mirror["state"], age is not None and f"{duration(age)} old")
     yield "complete to", shown(mirror["complete_to"])
-    oldest = health.pending and f"the oldest for {conditions.duration(health.oldest_pending_seconds)}"
+    oldest = health.pending and f"the oldest for {duration(health.oldest_pending_seconds)}"
     yield "events", _joined(f"{health.pending} pending", oldest, f"{health.failed} failed")
-    last = (
-        "none yet"
-        if health.webhook_age_seconds is None
-        else f"the last {conditions.duration(health.webhook_age_seconds)} ago"
-    )
+    last = "none yet" if health.webhook_age_seconds is None else f"the last {duration(health.webhook_age_seconds)} ago"
     webhooks = _joined(last, health.gaps and f"{health.gaps} missing", health.late and f"{health.late} late")
     yield (
         "webhooks",
         webhooks if health.webhooks_expected else "none expected: no secret is set, and web has not run",
     )
-    tail = f"read every {conditions.duration(health.tail_interval_seconds)}"
+    tail = f"read every {duration(health.tail_interval_seconds)}"
     late = health.late_events and f"{health.late_events} shown late"
     yield "events API", _joined(tail, late) if health.repairs else "off: WORKOS_API_KEY is not set"
-    clock = (
-        "has never run"
-        if health.clock_age_seconds is None
-        else f"ran {conditions.duration(health.clock_age_seconds)} ago"
-    )
+    clock = "has never run" if health.clock_age_seconds is None else f"ran {duration(health.clock_age_seconds)} ago"
     yield "processes", f"{'? workers' if workers is None else output.count(len(workers), 'worker')}; the clock {clock}"
     if resync is not None:
         drift = resync.drift and output.count(sum(resync.drift.values()), "difference")
         withheld = resync.withheld and f"{resync.withheld} withheld"
-        yield "last resync", _joined(resync.status, f"{conditions.duration(resync.age_seconds)} ago", drift, withheld)
+        yield "last resync", _joined(resync.status, f"{duration(resync.age_seconds)} ago", drift, withheld)
     yield "in progress", "\n".join(map(verdicts.describe_run, health.runs))
     for name in ("domains", "joins", "revocations"):
         yield name, output.counted({state: n for state, n in sorted(getattr(health, name).items()) if n})

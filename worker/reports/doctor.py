@@ -26,10 +26,11 @@ from worker.notify import targets
 from worker.queue.doorbell import DRAIN, PICKUP_SECONDS, Doorbell
 from worker.redis_client import require_writable, server_version, what_is_wrong
 from worker.repair.environment import require_same_environment
-from worker.reports.conditions import Severity, duration
+from worker.reports.condition import Severity
 from worker.reports.health import Health
 from worker.reports.verdict import Verdict, judge
 from worker.settings import Reading, Settings
+from worker.times import duration
 from worker.webhook_endpoints import FIND_WEB, compare_event_types, is_enabled, list_endpoints, webhook_path
 from worker.workos_api.client import WorkOSClient
 

@@ -1,20 +1,15 @@
 """Measurements of the installation. `worker.reports.conditions` decides which of them are wrong."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue
-from rq.serializers import JSONSerializer
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Engine,
     ScalarSelect,
@@ -36,8 +31,6 @@ from models.tables import (
     AutoJoinState,
     Change,
     DeliveryStatus,
-    Drift,
-    DriftAction,
     Event,
     EventStatus,
     FailedEffect,
@@ -52,17 +45,15 @@ from models.tables import (
     Run,
     RunStatus,
     Tail,
-    Task,
     Tick,
     Total,
 )
 from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
-from worker.bootstrap import CLAIM_REMEDY, CLAIMED, claimed_by, lanes_of
+from worker.bootstrap import CLAIM_REMEDY, CLAIMED, lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.inbox.verified_secrets import any_verified
-from worker.kinds import KINDS, Kind
 from worker.kinds.connection import CONNECTION
 from worker.kinds.connection import Connection as SSOConnection
 from worker.kinds.membership import Membership
@@ -71,11 +62,10 @@ from worker.kinds.saml_certificate import SamlCertificate
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Name, counted
 from worker.mirror import uncertainty
 from worker.mirror.auto_join_policy import COUNTS_TICK
-from worker.queue.doorbell import LANES, REPAIR, queue_name
-from worker.queue.heartbeat import worker_states
-from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
 from worker.repair.catch_up import count_missed_webhooks
 from worker.repair.schedule import CLOCK_TICK, WEB_TICK
+from worker.reports.lanes import Lane, RedisTrouble, read_redis, unknown_lanes
+from worker.reports.last_resync import Resync, last_resync, last_success
 from worker.runs import RUNS
 from worker.settings import Settings
 
@@ -95,25 +85,6 @@ WEBHOOKS_END = 7 * 86_400.0
 """
 MIN_MISSED = 3
 """Webhooks count as stopped once the events API has returned this number of events that came without one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A lane: its queued jobs and the states of its workers. Both are None if Redis is unavailable."""
-
-    name: str
-    queued: int | None
-    workers: list[str] | None
-    needed: bool = True
-    """Whether the settings need workers here. Other lanes are listed only if jobs are queued there."""
-
-
-class RedisTrouble(NamedTuple):
-    """Why Redis cannot wake our workers: what is wrong, the remedy, and the name of the condition."""
-
-    saw: str
-    remedy: str
-    condition: str
 
 
 class Hook(NamedTuple):
@@ -148,21 +119,6 @@ class NotifyFailure(NamedTuple):
     attempts: int
     """Attempts that failed since the last message that was accepted."""
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resync:
-    """The last full resync that finished or failed."""
-
-    id: str
-    status: str
-    error: str | None
-    seconds: float
-    age_seconds: float
-    drift: dict[tuple[str, str], int] | None
-    """Number of differences by kind and finding; None if it failed, because it did not compare everything."""
-    withheld: int
-    """Deletions that wait for approval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,33 +206,19 @@ class Health:
     """None: Redis is available and writable, and no other database uses it."""
 
 
-def complete_to(engine: Engine) -> datetime | None:
-    """Return the time by WorkOS's clock up to which every event is applied or failed; None before the first read."""
-    with read_transaction(engine) as tx:
-        return tx.execute(select(Tail.complete_to)).scalar_one()
-
-
-def is_applied(engine: Engine, event_id: str) -> bool:
-    """Return whether an event has arrived and is applied, or an operator dismissed it."""
-    settled = (EventStatus.DONE, EventStatus.DISMISSED)
-    with read_transaction(engine) as tx:
-        found = select(Event.id).where(Event.id == event_id, Event.status.in_(settled))
-        return tx.execute(found).one_or_none() is not None
-
-
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """Measure the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
     `redis` needs short time-outs, but not those of the webhook endpoint: a Redis that answers late is not away.
     """
-    owner, lanes, trouble = _read_redis(redis, lanes_of(settings))
-    resync = _last_resync(engine)
+    owner, lanes, trouble = read_redis(redis, lanes_of(settings))
+    resync = last_resync(engine)
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     with read_transaction(engine) as tx:
         mirror = tx.execute(select(MirrorState.__table__, db_now().label("now"))).one()
         now: datetime = mirror.now
         if owner not in (None, mirror.database_id or ""):
-            lanes, trouble = _unknown(lanes_of(settings)), RedisTrouble(CLAIMED, CLAIM_REMEDY, "redis_claimed")
+            lanes, trouble = unknown_lanes(lanes_of(settings)), RedisTrouble(CLAIMED, CLAIM_REMEDY, "redis_claimed")
         inbox = backlog(tx)
         gap_count, late_count = count_missed_webhooks(tx, settings.gap_seconds)
         withheld: JsonObject = mirror.withheld_role_map or {}
@@ -296,7 +238,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
                 _recent_gaps(settings.gap_seconds).label("recent_gaps"),
                 _conflicts().label("conflicts"),
                 _invalid_domains().label("invalid_domains"),
-                _last_resync_done().label("resync_done"),
+                last_success().label("resync_done"),
                 select(Total.number).where(Total.name == SESSIONS_REVOKED).scalar_subquery().label("sessions_revoked"),
             )
         ).one()
@@ -363,43 +305,6 @@ def _notify_failures(tx: Connection, settings: Settings) -> list[NotifyFailure]:
         NotifyFailure(row.name, row.attempts, row.error or "")
         for row in tx.execute(failing.order_by(NotifyTarget.name))
     ]
-
-
-def _read_redis(redis: Redis, names: Sequence[str]) -> tuple[str | None, list[Lane], RedisTrouble | None]:
-    """Return the id of the database that uses Redis, the lanes, and why Redis cannot wake workers, if it cannot."""
-    owner = None
-    try:
-        require_writable(redis)
-        owner = claimed_by(redis)
-        return owner, _lanes(redis, names), None
-    except RedisError as error:
-        name = "redis_replica" if isinstance(error, NotPrimaryError) else "redis_away"
-        return owner, _unknown(names), RedisTrouble(*what_is_wrong(error), name)
-
-
-def _lanes(redis: Redis, names: Sequence[str]) -> list[Lane]:
-    """Return these lanes, and any other in which jobs are queued."""
-    all_names = [*names, *(name for name in LANES if name not in names)]
-    with redis.pipeline(transaction=False) as pipeline:
-        for name in all_names:
-            pipeline.llen(Queue(queue_name(name), connection=redis, serializer=JSONSerializer).key)
-        queued: dict[str, int] = dict(zip(all_names, pipeline.execute(), strict=True))
-    states = worker_states(redis, all_names)
-    lanes = (Lane(name, queued[name], states[name], needed=name in names) for name in all_names)
-    return [lane for lane in lanes if lane.needed or lane.queued]
-
-
-def _unknown(names: Sequence[str]) -> list[Lane]:
-    return [Lane(name, None, None) for name in names]
-
-
-def repair_workers(redis: Redis) -> list[str] | None:
-    """Return the states of the workers that run resyncs and replays; None if Redis is unavailable."""
-    try:
-        require_writable(redis)
-        return worker_states(redis, [REPAIR])[REPAIR]
-    except RedisError:
-        return None
 
 
 def _refused(redis: Redis) -> dict[str, int] | None:
@@ -546,56 +451,3 @@ def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[
     some = (select(literal(1)).where(column == value).limit(MAX_COUNTED).subquery() for value in words)
     numbers = tx.execute(select(*(select(func.count()).select_from(rows).scalar_subquery() for rows in some))).one()
     return {str(value): number for value, number in zip(words, numbers, strict=True) if number}
-
-
-def _last_resync(engine: Engine) -> Resync | None:
-    full = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
-    ended = select(Run.__table__, db_now().label("now")).where(*full, Run.status != RunStatus.RUNNING)
-    latest = ended.where(Run.approves.is_(None)).order_by(Run.finished_at.desc(), Run.id).limit(1)
-    with read_transaction(engine) as tx:
-        last = tx.execute(latest).one_or_none()
-    if last is None:
-        return None
-    numbers = _differences(engine, last.id)
-    drift = Counter[tuple[str, str]]()
-    for (kind, finding, _), number in numbers.items():
-        drift[kind, finding] += number
-    approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
-    withheld = (Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
-    kinds = [kind for kind in KINDS.values() if (kind.name, DriftAction.WITHHELD) in {(k, a) for k, _, a in numbers}]
-    live = list[int]()
-    if kinds:
-        with read_transaction(engine) as tx:
-            live = [tx.execute(_live(kind, withheld)).scalar_one() for kind in kinds]
-    return Resync(
-        id=last.id,
-        status=last.status,
-        error=last.error,
-        seconds=(last.finished_at - last.created_at).total_seconds(),
-        age_seconds=(last.now - last.finished_at).total_seconds(),
-        drift=dict(drift) if last.status == RunStatus.DONE else None,
-        withheld=sum(live),
-    )
-
-
-@lru_cache(maxsize=4)
-def _differences(engine: Engine, run_id: str) -> Mapping[tuple[str, str, str], int]:
-    """Return the number of differences of a run that ended, by kind, finding and action: they no longer change."""
-    group = (Drift.kind, Drift.finding, Drift.action)
-    with read_transaction(engine) as tx:
-        found = tx.execute(select(*group, func.count()).where(Drift.run_id == run_id).group_by(*group))
-        return {(kind, finding, action): number for kind, finding, action, number in found}
-
-
-def _live(kind: Kind, which: Iterable[ColumnElement[bool]]) -> Select[int]:
-    """Return the query that counts objects of a kind in rows of `drift` that are still live.
-
-    An event may have deleted the others.
-    """
-    live = exists().where(kind.table.id == Drift.object_id, kind.table.deleted_by.is_(None))
-    return select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which)
-
-
-def _last_resync_done() -> ScalarSelect[datetime | None]:
-    done = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
-    return select(func.max(Run.finished_at)).where(*done, Run.approves.is_(None)).scalar_subquery()

@@ -6,7 +6,8 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from worker.notify.plan import Active
-from worker.reports.conditions import PUBLIC_VALUES, Measured, measured
+from worker.reports.condition import PUBLIC_VALUES, Measured
+from worker.reports.conditions import measured
 from worker.reports.health import Health, check_health
 from worker.settings import Settings
 

@@ -10,7 +10,8 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.types import Record
-from worker.reports.conditions import CONDITIONS, ActiveCondition, Severity, active_conditions, worst
+from worker.reports.condition import ActiveCondition, Severity, worst
+from worker.reports.conditions import CONDITIONS, active_conditions
 from worker.reports.health import Health, check_health
 from worker.settings import Settings
 
