@@ -200,13 +200,18 @@ def test_a_setting_by_which_more_people_join_searches_for_them(
     switched_off: JSON = {"organization_id": "org_off", "domain": "off.example"}
     events = [org(id=RIVAL), domain(at=3, id="org_domain_2", **other)]
     events += [org(id="org_off"), domain(at=3, id="org_domain_3", **switched_off), domain("created", id="org_domain_4")]
+    events.append(domain(at=4, id="org_domain_5", domain="more.example"))
+    # Earlier claims that no longer count: the domain is deleted, or its workspace.
+    events += [domain(at=1, id="org_domain_6", **other), domain("deleted", 2, "org_domain_6", **other)]
+    events += [org(id="org_gone"), domain(at=1, id="org_domain_7", **other | {"organization_id": "org_gone"})]
+    events.append(org("deleted", 2, id="org_gone"))
     apply_events(both_engines, [*ON, user(), *events])
     auto_join_policy.set_workspace(both_engines, "org_off", by("ann", "why"), auto_join=False)
     in_transaction(both_engines, lambda tx: tx.execute(delete(JoinSearch)))
     set_auto_join(both_engines, after[0], existing=after[1])
-    at = [None, None] if everybody else [NOON, NOON + timedelta(minutes=3)]
-    found = [(ORG, "acme.example", at[0], "settings", cause), (RIVAL, "rival.example", at[1], "settings", cause)]
-    assert searches(both_engines) == found
+    verified = {(ORG, "acme.example"): 0, (ORG, "more.example"): 4, (RIVAL, "rival.example"): 3}
+    after_minute = {place: None if everybody else NOON + timedelta(minutes=at) for place, at in verified.items()}
+    assert searches(both_engines) == [(*place, at, "settings", cause) for place, at in after_minute.items()]
     in_transaction(both_engines, lambda tx: tx.execute(delete(JoinSearch)))
     set_auto_join(both_engines, after[0], existing=after[1])
     assert searches(both_engines) == [], "the next start of a process changes nothing"
