@@ -55,7 +55,7 @@ check: lint test-all  ## What a change must pass
 mutation: $(VENV)/installed  ## Mutate the decision, the auto-join rules and the views (20 minutes; ARGS=views)
 	$(BIN)/python -m tests.mutation $(ARGS)
 
-bench: $(VENV)/installed  ## Measure beside a limit and a baseline (65 minutes); ARGS='--rows drain --rounds 5'
+bench: $(VENV)/installed  ## Measure beside a limit and a baseline (65 minutes with ARGS='--rounds 3'); ARGS='--rows drain'
 	$(BIN)/python -W ignore -m tests.benchmarks $(ARGS)
 
 bench-large: $(VENV)/installed  ## Growth, queries and the upgrade with tables of many gigabytes
