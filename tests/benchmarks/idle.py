@@ -39,7 +39,7 @@ def rows(bench: Bench) -> Iterator[Row]:
                 time.sleep(watched)
                 used = _seconds(family) - before
                 memory = sum(each.memory_full_info().pss for each in family)
-        return {MEMORY: memory / 1e6, CORE: 100 * used / watched}
+        return {MEMORY: memory / 1e6, CORE: round(100 * used / watched, 2)}
 
     yield Row(
         "idle installation, up, sqlite", {OURS: ours}, [Mark(MEMORY, most=300), Mark(CORE, most=1)], most_rounds=3
