@@ -98,6 +98,7 @@ def _run(
 ) -> None:
     """In the new process: become `python -m module arguments`."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # with nohup, tests would inherit that it is ignored
     os.chdir(folder)
     for number, (file, mode) in enumerate([(os.devnull, "rb"), (log, "ab"), (errors, "ab")]):
         with open(file, mode) as opened:  # noqa: PTH123 - only its number is needed
