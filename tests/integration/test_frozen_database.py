@@ -33,8 +33,8 @@ ANSWER_SECONDS = 12.0
 HEALTH_SECONDS = 2.0
 """Beside other tests. A loop that waited for the database would answer after seven seconds."""
 MAX_GROWTH = 32_000_000
-"""Bytes: four fifths of the bodies sent after the first `AT_ONCE`. So many are held at once, by the server and by
-Python, and the allocator keeps what is free: about 25 MB."""
+"""Bytes. 80 more bodies of `BODY_BYTES` are sent: a process that kept them would grow by 40 MB. One that keeps none
+grows by about 25 MB: 20 bodies are in progress at a time, and its allocator does not return free memory."""
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ from worker.mirror.auto_join_policy import COUNTS_TICK
 from worker.repair.catch_up import count_missed_webhooks
 from worker.repair.schedule import CLOCK_TICK, WEB_TICK
 from worker.reports.lanes import Lane, RedisTrouble, read_redis, unknown_lanes
-from worker.reports.last_resync import Resync, last_resync, last_success
+from worker.reports.last_resync import Resync, last_resync, last_success_at
 from worker.runs import RUNS
 from worker.settings import Settings
 
@@ -238,7 +238,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
                 _recent_gaps(settings.gap_seconds).label("recent_gaps"),
                 _conflicts().label("conflicts"),
                 _invalid_domains().label("invalid_domains"),
-                last_success().label("resync_done"),
+                last_success_at().label("resync_done"),
                 select(Total.number).where(Total.name == SESSIONS_REVOKED).scalar_subquery().label("sessions_revoked"),
             )
         ).one()

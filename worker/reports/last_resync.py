@@ -13,6 +13,9 @@ from models.tables import Drift, DriftAction, Run, RunStatus, Task
 from models.types import db_now
 from worker.kinds import KINDS, Kind
 
+_FULL = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
+"""A full resync, or one that only carries out deletions that a full one withheld."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resync:
@@ -31,8 +34,7 @@ class Resync:
 
 def last_resync(engine: Engine) -> Resync | None:
     """Return the last full resync that ended; None if none did."""
-    full = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
-    ended = select(Run.__table__, db_now().label("now")).where(*full, Run.status != RunStatus.RUNNING)
+    ended = select(Run.__table__, db_now().label("now")).where(*_FULL, Run.status != RunStatus.RUNNING)
     latest = ended.where(Run.approves.is_(None)).order_by(Run.finished_at.desc(), Run.id).limit(1)
     with read_transaction(engine) as tx:
         last = tx.execute(latest).one_or_none()
@@ -42,7 +44,7 @@ def last_resync(engine: Engine) -> Resync | None:
     drift = Counter[tuple[str, str]]()
     for (kind, finding, _), number in numbers.items():
         drift[kind, finding] += number
-    approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
+    approved = exists().where(*_FULL, Run.status == RunStatus.DONE, Run.approves == last.id)
     withheld = (Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
     kinds = [kind for kind in KINDS.values() if (kind.name, DriftAction.WITHHELD) in {(k, a) for k, _, a in numbers}]
     live = list[int]()
@@ -78,7 +80,7 @@ def _live(kind: Kind, which: Iterable[ColumnElement[bool]]) -> Select[int]:
     return select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which)
 
 
-def last_success() -> ScalarSelect[datetime | None]:
+def last_success_at() -> ScalarSelect[datetime | None]:
     """Return the query for when the last successful full resync finished."""
-    done = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
-    return select(func.max(Run.finished_at)).where(*done, Run.approves.is_(None)).scalar_subquery()
+    done = (*_FULL, Run.status == RunStatus.DONE, Run.approves.is_(None))
+    return select(func.max(Run.finished_at)).where(*done).scalar_subquery()
